@@ -1,0 +1,237 @@
+"""Data sets by name: load a split, fetch the files, check them, simulate them.
+
+The real files live under `data_root()`, one folder per data set, unpacked as the publisher packs
+them. Simulated ones have the same layout, and a marker file that keeps them from passing as real.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pooch
+
+from nuctut import simulate as simulation
+from nuctut.datasets import bbbc039, fetching
+from nuctut.datasets.spec import CheckReport, DatasetSpec, is_simulated
+from nuctut.paths import project_root
+from nuctut.samples import SampleSet
+
+__all__ = [
+    "REGISTRY",
+    "SOURCES",
+    "CheckReport",
+    "DatasetSpec",
+    "Status",
+    "check",
+    "data_root",
+    "fetch",
+    "load",
+    "simulate",
+    "simulated_root",
+    "status",
+]
+
+REGISTRY: dict[str, DatasetSpec] = {bbbc039.SPEC.name: bbbc039.SPEC}
+SOURCES = ("auto", "real", "simulated")
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is on disk of a data set.
+
+    Attributes:
+        name: Of the data set.
+        folder: Where its files are, or would be.
+        state: "real", "simulated", "incomplete" (files are missing) or "missing".
+        problem: For "incomplete": one sentence naming the first missing file.
+    """
+
+    name: str
+    folder: Path
+    state: str
+    problem: str = ""
+
+
+def data_root() -> Path:
+    """The folder of the real data sets: $NUCTUT_DATA, or `data/` in the checkout.
+
+    A relative $NUCTUT_DATA is looked for below the working directory first, then below the
+    checkout, because chapters run in `book/` whatever folder the build was started in. Outside a
+    checkout the default is `data/` in the working directory.
+    """
+    chosen = os.environ.get("NUCTUT_DATA")
+    named = Path(chosen or "data").expanduser()
+    if chosen and named.exists():
+        return named.resolve()
+    try:
+        return (project_root() / named).resolve()
+    except FileNotFoundError:
+        return named.resolve()
+
+
+def simulated_root() -> Path:
+    """The folder of simulated data sets: below $NUCTUT_CACHE or the user's cache folder."""
+    cache = os.environ.get("NUCTUT_CACHE") or pooch.os_cache("nuctut")
+    return Path(cache).expanduser().resolve() / "simulated"
+
+
+def load(name: str, split: str, source: str = "auto") -> SampleSet:
+    """A split of a data set; images are read when asked for.
+
+    Args:
+        name: One of `REGISTRY`.
+        split: One of the data set's splits, such as "training".
+        source: "real" takes the paper's own data, "simulated" invented images in the same layout
+            (made on first use), "auto" the real data where it is on disk and simulated otherwise.
+            The result's `source` says which it was.
+
+    Raises:
+        ValueError: For an unknown name, split or source; the message names what exists.
+        FileNotFoundError: When the real data are asked for and missing, or lack files.
+    """
+    spec = _spec(name)
+    if split not in spec.splits:
+        raise ValueError(f"{name} has no split {split!r}, but {', '.join(spec.splits)}.")
+    if source not in SOURCES:
+        raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
+    folder, found = _folder(spec, source)
+    keys = spec.split_keys(folder, split)
+    return SampleSet(
+        keys,
+        partial(spec.read, folder),
+        name=name,
+        split=split,
+        source=found,
+        fingerprint=_fingerprint(path for key in keys for path in spec.files(folder, key)),
+    )
+
+
+def fetch(name: str, root: Path | str | None = None, progress: bool = True) -> Path:
+    """Downloads a data set into `root` (default `data_root()`) and returns its folder.
+
+    Nothing is downloaded where the whole data set is there already. See `fetching.fetch`.
+    """
+    return fetching.fetch(_spec(name), _root(root), progress=progress)
+
+
+def check(name: str, root: Path | str | None = None) -> CheckReport:
+    """Reads every file of a data set in `root` (default `data_root()`) and says what is wrong.
+
+    A folder of simulated data may hold any number of images; the real one must be whole.
+    """
+    spec = _spec(name)
+    folder = _root(root) / name
+    if not folder.is_dir():
+        problem = f"{folder} is missing: get it with `nuctut data fetch {name}`."
+        return CheckReport(folder, problems=(problem,))
+    return spec.check(folder, None if is_simulated(folder) else spec.counts)
+
+
+def simulate(
+    name: str,
+    folder: Path | str | None = None,
+    seed: int = 0,
+    images: Mapping[str, int] | None = None,
+    shape: tuple[int, int] | None = None,
+) -> Path:
+    """Writes a simulated data set in the layout of the real one and returns its folder.
+
+    Args:
+        name: One of `REGISTRY`.
+        folder: Where to; it must not exist. By default the place where `load` looks for it,
+            and nothing is written where the same set is there already.
+        seed: Other seeds give other images; the same one gives the same bytes.
+        images: Number of images by split; by default a handful.
+        shape: (H, W) of the images; by default a quarter of the area of the real ones.
+
+    Raises:
+        ValueError: For an unknown name, split or a bad number.
+        FileExistsError: When `folder` exists.
+    """
+    spec = _spec(name)
+    images = dict(simulation.SMALL_IMAGES if images is None else images)
+    shape = simulation.SMALL_SHAPE if shape is None else shape
+    if folder is not None:
+        return spec.simulate(Path(folder), images=images, shape=shape, seed=seed)
+    counts = "-".join(str(images.get(split, 0)) for split in spec.splits)
+    place = simulated_root() / (
+        f"{name}-v{simulation.VERSION}-{shape[0]}x{shape[1]}-{counts}-seed{seed}"
+    )
+    if not place.is_dir():
+        try:
+            spec.simulate(place, images=images, shape=shape, seed=seed)
+        except FileExistsError:
+            pass  # another process made the same set in the meantime
+    return place
+
+
+def status(name: str) -> Status:
+    """What is on disk of a data set, without reading its files."""
+    spec = _spec(name)
+    folder = data_root() / name
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return Status(name, folder, "missing")
+    if is_simulated(folder):
+        return Status(name, folder, "simulated")
+    problem = _first_missing(spec, folder)
+    return Status(name, folder, "incomplete" if problem else "real", problem)
+
+
+def _spec(name: str) -> DatasetSpec:
+    if name not in REGISTRY:
+        raise ValueError(f"There is no data set {name!r}, but {', '.join(REGISTRY)}.")
+    return REGISTRY[name]
+
+
+def _root(root: Path | str | None) -> Path:
+    return data_root() if root is None else Path(root).expanduser().resolve()
+
+
+def _folder(spec: DatasetSpec, source: str) -> tuple[Path, str]:
+    """Where to read from, and whether that is "real" or "simulated"."""
+    on_disk = status(spec.name)
+    if source == "simulated" or (source == "auto" and on_disk.state in ("missing", "simulated")):
+        own = on_disk.state == "simulated"
+        return (on_disk.folder if own else simulate(spec.name)), "simulated"
+    if on_disk.state == "real":
+        return on_disk.folder, "real"
+    faults = {
+        "missing": f"{spec.name} is not in {data_root()}",
+        "simulated": f"{on_disk.folder} holds simulated data, not the real {spec.name}",
+        "incomplete": on_disk.problem.removesuffix("."),
+    }
+    advice = {
+        "missing": f"get it with `nuctut data fetch {spec.name}`, or set NUCTUT_DATA",
+        "simulated": f"move it away and run `nuctut data fetch {spec.name}`",
+        "incomplete": f"see `nuctut data check {spec.name}`, or move the folder away and "
+        f"run `nuctut data fetch {spec.name}`",
+    }
+    raise FileNotFoundError(f"{faults[on_disk.state]}: {advice[on_disk.state]}.")
+
+
+def _first_missing(spec: DatasetSpec, folder: Path) -> str:
+    """The first thing a real data set lacks, as a sentence, or an empty string."""
+    for split, expected in spec.counts.items():
+        try:
+            keys = spec.split_keys(folder, split)
+        except (FileNotFoundError, ValueError) as error:
+            return str(error)
+        if len(keys) != expected.images:
+            return f"{folder}: the {split} split lists {len(keys)} images, not {expected.images}."
+        for path in (path for key in keys for path in spec.files(folder, key)):
+            if not path.is_file():
+                return f"{path} is missing."
+    return ""
+
+
+def _fingerprint(paths: Iterable[Path]) -> str:
+    """sha256 over the contents of the files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

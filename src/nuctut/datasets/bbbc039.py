@@ -1,0 +1,198 @@
+"""BBBC039v1: nuclei of U2OS cells in a chemical screen, 200 fields of view (CC0).
+
+On disk, as the publisher's three archives unpack: `images/<key>.tif`, 520 by 696 pixels, 12-bit
+values in uint16; `masks/<key>.png`, colour-coded nuclei; `metadata/<split>.txt`, one mask file
+name per line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from skimage.io import imread
+from skimage.measure import label
+
+from nuctut.datasets.spec import Archive, CheckReport, DatasetSpec, SplitCount, is_simulated
+from nuctut.samples import Sample
+from nuctut.simulate import simulate_bbbc039
+
+COUNTS = {
+    "training": SplitCount(100, 12_001),
+    "validation": SplitCount(50, 5_896),
+    "test": SplitCount(50, 5_720),
+}
+
+
+def split_keys(folder: Path, split: str) -> list[str]:
+    """The keys of a split in the order of its list: mask file names without `.png`."""
+    path = folder / "metadata" / f"{split}.txt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: it lists the images of the {split} split.")
+    names = path.read_text(encoding="utf-8").split()
+    if not names:
+        raise ValueError(f"{path} lists no images.")
+    return [name.removesuffix(".png") for name in names]
+
+
+def files(folder: Path, key: str) -> list[Path]:
+    """The image file and the mask file of a key."""
+    return [folder / "images" / f"{key}.tif", folder / "masks" / f"{key}.png"]
+
+
+def read(folder: Path, key: str) -> Sample:
+    """Reads one image and the nuclei marked in it.
+
+    Returns:
+        A sample with image (H, W) uint16, labels (H, W) int32 and the tags "well" and "site"
+        where the key tells them.
+
+    Raises:
+        FileNotFoundError: When one of the two files is missing.
+        ValueError: When one cannot be read or is not what it should be; both name the file.
+    """
+    image_path, mask_path = files(folder, key)
+    image = _pixels(image_path)
+    if image.ndim != 2 or image.dtype != np.uint16:
+        raise ValueError(
+            f"{image_path} should hold one uint16 plane, not {image.dtype} of shape "
+            f"{image.shape}: the file is damaged or not of this data set."
+        )
+    try:
+        labels = instances_from_mask(_pixels(mask_path))
+    except ValueError as error:
+        raise ValueError(f"{mask_path}: {error}") from error
+    if labels.shape != image.shape:
+        raise ValueError(
+            f"{mask_path} has shape {labels.shape}, but its image {image_path.name} "
+            f"has {image.shape}."
+        )
+    return Sample(key, image, labels, _tags(key))
+
+
+def instances_from_mask(rgba: np.ndarray) -> np.ndarray:
+    """Labels from a colour-coded mask.
+
+    The red channel is a graph colouring, not an id: 0 is background, and nuclei that touch have
+    different values among 1, 2, 3. So one nucleus is one 4-connected component of one red value.
+
+    Args:
+        rgba: (H, W, 4) uint8, green and blue all 0.
+
+    Returns:
+        (H, W) int32 labels, numbered in the order of their first pixels, row by row.
+
+    Raises:
+        ValueError: When the array is no such mask.
+    """
+    if rgba.ndim != 3 or rgba.shape[2] != 4 or rgba.dtype != np.uint8:
+        raise ValueError(
+            f"a colour-coded mask is (H, W, 4) of uint8, not {rgba.shape} of {rgba.dtype}."
+        )
+    if rgba[..., 1:3].any():
+        raise ValueError("a colour-coded mask uses the red channel alone, this one others too.")
+    return label(rgba[..., 0], background=0, connectivity=1).astype(np.int32)
+
+
+def check(folder: Path, counts: Mapping[str, SplitCount] | None = None) -> CheckReport:
+    """Reads every file of the data set in `folder`; `counts` is what should be found, if known."""
+    problems = [
+        f"{folder / name} is missing."
+        for name in ("images", "masks", "metadata")
+        if not (folder / name).is_dir()
+    ]
+    found = {}
+    if not problems:
+        problems += _unlisted(folder)
+        for split in COUNTS:
+            found[split], faults = _check_split(folder, split)
+            problems += faults
+    for split, expected in (counts or {}).items():
+        if not problems and found[split] != expected:
+            problems.append(
+                f"{folder / 'metadata' / split}.txt leads to {found[split].images:,} images with "
+                f"{found[split].nuclei:,} nuclei, expected are {expected.images:,} "
+                f"with {expected.nuclei:,}."
+            )
+    return CheckReport(folder, found, tuple(problems), is_simulated(folder))
+
+
+def _check_split(folder: Path, split: str) -> tuple[SplitCount, list[str]]:
+    try:
+        keys = split_keys(folder, split)
+    except (OSError, ValueError) as error:
+        return SplitCount(0, 0), [str(error)]
+    images, nuclei, problems = 0, 0, []
+    for key in keys:
+        try:
+            nuclei += read(folder, key).count
+            images += 1
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+    return SplitCount(images, nuclei), problems
+
+
+def _unlisted(folder: Path) -> Iterator[str]:
+    """Images without a mask and masks without an image, whatever the split lists say."""
+    images = {path.stem: path for path in sorted((folder / "images").glob("*.tif"))}
+    masks = {path.stem: path for path in sorted((folder / "masks").glob("*.png"))}
+    for key in sorted(images.keys() - masks.keys()):
+        yield f"{images[key]} has no mask {key}.png in {folder / 'masks'}."
+    for key in sorted(masks.keys() - images.keys()):
+        yield f"{masks[key]} has no image {key}.tif in {folder / 'images'}."
+
+
+def _pixels(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing.")
+    try:
+        return tifffile.imread(path) if path.suffix == ".tif" else imread(path)
+    except Exception as error:  # the decoders raise whatever they meet in a damaged file
+        raise ValueError(f"{path} cannot be read, it is damaged or cut off ({error}).") from error
+
+
+def _tags(key: str) -> dict[str, str]:
+    """Well and site from a key such as `IXMtest_A06_s6_w1…`; nothing from any other."""
+    parts = key.split("_")
+    if parts[0] != "IXMtest" or len(parts) != 4:
+        return {}
+    return {"well": parts[1], "site": parts[2].removeprefix("s")}
+
+
+SPEC = DatasetSpec(
+    name="bbbc039",
+    title="BBBC039v1: nuclei of U2OS cells in a chemical screen",
+    homepage="https://bbbc.broadinstitute.org/BBBC039",
+    licence="CC0 1.0",
+    citation=(
+        "We used image set BBBC039v1 (Caicedo et al. 2018), available from the "
+        "Broad Bioimage Benchmark Collection (Ljosa et al., Nature Methods, 2012)."
+    ),
+    base_url="https://data.broadinstitute.org/bbbc/BBBC039/",
+    archives=(
+        Archive(
+            "images.zip",
+            77_915_748,
+            "6f30a5d4fe38c928ded972704f085975f8dc0d65d9aa366df00e5a9d449fddd7",
+        ),
+        Archive(
+            "masks.zip",
+            2_753_811,
+            "f9e6043d8ca56344a4886f96a700d804d6ee982f31e2b2cd3194af2a053c2710",
+        ),
+        Archive(
+            "metadata.zip",
+            17_816,
+            "a2c1f900bed9ba92a99553efd4c2ae98598433691c7401d818653ab61110deb2",
+        ),
+    ),
+    unpacked_bytes=150_000_000,
+    counts=COUNTS,
+    split_keys=split_keys,
+    files=files,
+    read=read,
+    check=check,
+    simulate=simulate_bbbc039,
+)

@@ -1,0 +1,104 @@
+"""What the book knows of a data set before it has a single file of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nuctut.samples import Sample
+from nuctut.simulate import MARKER
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One zip file as its publisher offers it: its name, size in bytes and sha256."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitCount:
+    """How many images a split holds, and how many nuclei are marked in them."""
+
+    images: int
+    nuclei: int
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a look through a data set's folder found.
+
+    Attributes:
+        folder: The folder looked through.
+        counts: Images and nuclei found, by split.
+        problems: One sentence per fault, each naming its file.
+        simulated: Whether the folder says that its files are simulated.
+    """
+
+    folder: Path
+    counts: Mapping[str, SplitCount] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    simulated: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    @property
+    def summary(self) -> list[str]:
+        """Lines to print: what is there, then what is wrong with it."""
+        kind = "simulated" if self.simulated else "real"
+        lines = [f"{self.folder} ({kind})" if self.counts else str(self.folder)]
+        lines += [
+            f"{split}: {count.images:,} images, {count.nuclei:,} nuclei"
+            for split, count in self.counts.items()
+        ]
+        return lines + [f"problem: {problem}" for problem in self.problems]
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A data set: where it comes from, what is in it, and how its files are read.
+
+    Attributes:
+        name: Short name, also of its folder in the data folder.
+        title, homepage, licence, citation: For the data card and for whoever uses the data.
+        base_url: Where the archives are; ends in a slash.
+        archives: The files to download.
+        unpacked_bytes: What the archives take on disk once unpacked.
+        counts: Images and nuclei of the real data set, by split, in the publisher's order.
+        split_keys: (folder, split) → the keys of a split, in the publisher's order.
+        files: (folder, key) → the files a sample is read from, for the fingerprint.
+        read: (folder, key) → the sample. Raises ValueError or FileNotFoundError naming the file.
+        check: (folder, counts) → a report; counts of None expects no particular number.
+        simulate: (folder, *, images, shape, seed) → the folder, now holding simulated data.
+    """
+
+    name: str
+    title: str
+    homepage: str
+    licence: str
+    citation: str
+    base_url: str
+    archives: tuple[Archive, ...]
+    unpacked_bytes: int
+    counts: Mapping[str, SplitCount]
+    split_keys: Callable[[Path, str], list[str]]
+    files: Callable[[Path, str], list[Path]]
+    read: Callable[[Path, str], Sample]
+    check: Callable[[Path, Mapping[str, SplitCount] | None], CheckReport]
+    simulate: Callable[..., Path]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(self.counts)
+
+
+def is_simulated(folder: Path) -> bool:
+    """Whether `folder` carries the marker that `simulate` leaves in what it writes."""
+    return (folder / MARKER).is_file()

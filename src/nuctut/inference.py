@@ -1,0 +1,95 @@
+"""From an image of any size to a probability map, by overlapping tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+
+from .targets import standardise
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    image: np.ndarray,
+    *,
+    normalise: Callable[[np.ndarray], np.ndarray] = standardise,
+    tile: int = 1024,
+    overlap: int = 224,
+    batch_size: int = 4,
+    precision: str = "fp32",
+) -> np.ndarray:
+    """Class probabilities of every pixel.
+
+    The image is normalised as a whole, padded by reflection to a multiple of the network's
+    `stride`, and cut into tiles that overlap; each pixel is taken from the tile in which it lies
+    deepest. Tiles start at multiples of the stride, so that, where half the overlap is no less
+    than the network's `reach`, the grid leaves no trace.
+
+    Args:
+        model: Network with (B, 1, H, W) → (B, C, H, W) logits and an integer `stride`; it is run
+            on the device where its parameters are, in evaluation mode.
+        image: (H, W) intensities, any real dtype.
+        normalise: Applied to the whole image first.
+        tile: Side of a tile in pixels, a multiple of the stride; smaller images are one tile.
+        overlap: How far neighbouring tiles overlap, in pixels, a multiple of twice the stride.
+        batch_size: Tiles per forward pass.
+        precision: "fp32" or "bf16" (autocast).
+
+    Returns:
+        (C, H, W) float32 probabilities that sum to 1 over C.
+
+    Raises:
+        ValueError: When the image is not (H, W) or tile and overlap do not fit the stride.
+    """
+    stride = model.stride
+    if image.ndim != 2:
+        raise ValueError(f"image must be (H, W), not {image.shape}.")
+    if tile % stride or overlap % (2 * stride) or not 0 <= overlap < tile:
+        raise ValueError(
+            f"tile must be a multiple of {stride}, and overlap one of {2 * stride} below it; "
+            f"got tile={tile}, overlap={overlap}."
+        )
+    weights = next(model.parameters())
+    padded = _pad(normalise(image), stride)
+    spans = [list(_spans(length, tile, overlap)) for length in padded.shape]
+    windows = [(y, x) for y in spans[0] for x in spans[1]]
+    result: np.ndarray | None = None
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(windows), batch_size):
+        batch = windows[start : start + batch_size]
+        stack = np.stack([padded[y[0] : y[1], x[0] : x[1]] for y, x in batch])
+        tensor = torch.from_numpy(stack).unsqueeze(1).to(weights.device)
+        tensor = tensor.to(memory_format=torch.channels_last)
+        with torch.autocast(weights.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(tensor)
+        chances = logits.float().softmax(1).cpu().numpy()
+        if result is None:
+            result = np.empty((chances.shape[1], *padded.shape), np.float32)
+        for (y, x), one in zip(batch, chances, strict=True):
+            inner = one[:, y[2] - y[0] : y[3] - y[0], x[2] - x[0] : x[3] - x[0]]
+            result[:, y[2] : y[3], x[2] : x[3]] = inner
+    model.train(was_training)
+    return result[:, : image.shape[0], : image.shape[1]]
+
+
+def _pad(image: np.ndarray, stride: int) -> np.ndarray:
+    extra = [(0, -length % stride) for length in image.shape]
+    mode = "reflect" if all(e < n for (_, e), n in zip(extra, image.shape, strict=True)) else "edge"
+    return np.pad(image, extra, mode=mode)
+
+
+def _spans(length: int, tile: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:
+    """Start and end of each tile along one axis, and of the part that is taken from it."""
+    if length <= tile:
+        yield 0, length, 0, length
+        return
+    starts = [*range(0, length - tile, tile - overlap), length - tile]
+    cuts = [(a + tile + b) // 2 for a, b in pairwise(starts)]
+    for start, low, high in zip(starts, [0, *cuts], [*cuts, length], strict=True):
+        yield start, start + tile, low, high

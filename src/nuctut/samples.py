@@ -1,0 +1,115 @@
+"""The data type of the whole book: one image with its nuclei, and a sequence of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+
+SOURCES = ("real", "stand-in", "simulated")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and the nuclei marked in it.
+
+    Attributes:
+        key: Name of the image, unique in its data set.
+        image: (H, W) or (H, W, 3) array in the file's own dtype and units (camera counts).
+        labels: (H, W) int32, 0 background and 1…N nuclei without gaps; N may be 0.
+        tags: What else the data set says of the image (plate, specimen, plane …).
+
+    Raises:
+        ValueError: Naming the key, when the arrays do not fit this description.
+    """
+
+    key: str
+    image: np.ndarray
+    labels: np.ndarray
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        image, labels = self.image, self.labels
+        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            raise ValueError(f"{self.key}: an image is (H, W) or (H, W, 3), not {image.shape}.")
+        if labels.shape != image.shape[:2]:
+            raise ValueError(
+                f"{self.key}: labels of shape {labels.shape} do not fit "
+                f"an image of shape {image.shape}."
+            )
+        if labels.dtype != np.int32:
+            raise ValueError(f"{self.key}: labels must be int32, not {labels.dtype}.")
+        if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
+            raise ValueError(f"{self.key}: the image holds NaN or infinite values.")
+        if labels.size and labels.min() < 0:
+            raise ValueError(f"{self.key}: labels hold negative values.")
+        if labels.size and not np.bincount(labels.ravel())[1:].all():
+            raise ValueError(f"{self.key}: label ids must run from 1 to N without gaps.")
+        object.__setattr__(self, "tags", MappingProxyType(dict(self.tags)))
+
+    @property
+    def count(self) -> int:
+        """Number of nuclei."""
+        return int(self.labels.max(initial=0))
+
+
+class SampleSet(Sequence[Sample]):
+    """A split of a data set: samples read when asked for, and remembered.
+
+    Args:
+        keys: The samples' keys, in the publisher's order.
+        read: Gives the sample of a key.
+        name, split: Of the data set, such as "bbbc039" and "test".
+        source: "real" (the paper's own data), "stand-in" (other real data) or "simulated".
+        fingerprint: Hex digest of what the samples were read from.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        read: Callable[[str], Sample],
+        *,
+        name: str,
+        split: str,
+        source: str,
+        fingerprint: str,
+    ) -> None:
+        if source not in SOURCES:
+            raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
+        self.keys = tuple(keys)
+        self.name, self.split, self.source = name, split, source
+        self.fingerprint = fingerprint
+        self._read = read
+        self._samples: dict[str, Sample] = {}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Sample:
+        key = self.keys[index]
+        if key not in self._samples:
+            self._samples[key] = self._read(key)
+        return self._samples[key]
+
+    def take(self, count: int) -> SampleSet:
+        """The first `count` samples (all of them when there are fewer) as a set of its own."""
+        if count < 1:
+            raise ValueError(f"take() needs a count of at least 1, not {count}.")
+        if count >= len(self):
+            return self
+        digest = hashlib.sha256(f"{self.fingerprint}:{count}".encode()).hexdigest()
+        return SampleSet(
+            self.keys[:count],
+            lambda key: self[self.keys.index(key)],
+            name=self.name,
+            split=self.split,
+            source=self.source,
+            fingerprint=digest,
+        )
+
+    def describe(self) -> str:
+        """One line that says what this is, such as "bbbc039 test (real, 50 images)"."""
+        return f"{self.name} {self.split} ({self.source}, {len(self)} images)"

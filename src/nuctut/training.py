@@ -1,0 +1,505 @@
+"""Fitting a network: what it is fed, one `fit`, and what is kept of it.
+
+A fit can be killed at any moment and started again: everything random is a function of the seed and
+of the number of the update, and the state on disk is replaced in one step after every epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import resource
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .targets import corner_tiles, dihedral, standardise
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+DEVICES = {"auto": "auto", "cpu": "cpu", "gpu": "gpu"}
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the message names the batch."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to fit.
+
+    Attributes:
+        epochs: Rounds of training, each followed by a validation.
+        updates: Updates per epoch; None means that every item is used once.
+        batch_size: Items per update and device.
+        learning_rate: Of Adam; its peak where the schedule is "one-cycle".
+        schedule: "constant", or "one-cycle" (linear warm-up over a tenth of the updates, then a
+            cosine down to zero).
+        l2: λ of the penalty λ Σ w² on the kernels of all convolutions but the last.
+        precision: "fp32" or "bf16" (autocast; weights stay fp32).
+        device: "auto" (a GPU where there is one), "cpu" or "gpu".
+        devices: How many of them.
+        patience: Stop after this many epochs without a better validation loss; None never stops.
+        seed: Of the order, the crops and the dropout. The initial weights are the caller's.
+    """
+
+    epochs: int
+    updates: int | None = None
+    batch_size: int = 1
+    learning_rate: float = 1e-5
+    schedule: str = "constant"
+    l2: float = 1e-4
+    precision: str = "fp32"
+    device: str = "auto"
+    devices: int = 1
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("precision", PRECISIONS),
+            ("device", DEVICES),
+            ("schedule", ("constant", "one-cycle")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}."
+                )
+        for name in ("epochs", "batch_size", "devices", "updates", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}.")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit leaves behind.
+
+    Attributes:
+        best: Checkpoint of the weights with the smallest validation loss.
+        history: One row per epoch: step, train_loss, val_loss, learning_rate, seconds.
+        updates, images_seen: How many updates were made, and items they saw.
+        seconds: Wall-clock time spent fitting, over all resumptions.
+        device, precision: What it ran on, in words.
+        peak_memory_gb: Of the process on a CPU, of the device's allocator on a GPU; GB = 10⁹ bytes.
+    """
+
+    best: Path
+    history: pd.DataFrame
+    updates: int
+    images_seen: int
+    seconds: float
+    device: str
+    precision: str
+    peak_memory_gb: float
+
+
+class CornerTiles(Dataset):
+    """The paper's tiles: each image's four corners in all eight orientations (section 2.1).
+
+    Args:
+        images: (H, W) intensities, any real dtype.
+        classes: (H, W) uint8 class maps of the same shapes.
+        keys: Names, for error messages.
+        size: Side of the tiles in pixels.
+        augment: All eight orientations, or only the first.
+        scale: Passed to `targets.standardise`, which normalises every tile by itself.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[np.ndarray],
+        classes: Sequence[np.ndarray],
+        keys: Sequence[str],
+        size: int = 512,
+        augment: bool = True,
+        scale: str = "linear",
+    ) -> None:
+        self.images, self.classes, self.keys = images, classes, keys
+        self.scale = scale
+        self.orientations = 8 if augment else 1
+        self.tiles = [(i, t) for i, im in enumerate(images) for t in corner_tiles(im.shape, size)]
+
+    def __len__(self) -> int:
+        return len(self.tiles) * self.orientations
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        tile, orientation = divmod(item[0], self.orientations)
+        which, window = self.tiles[tile]
+        image = standardise(self.images[which][window], self.scale)
+        return _item(image, self.classes[which][window], orientation, self.keys[which])
+
+
+class RandomCrops(Dataset):
+    """Random square crops in random orientations, of images normalised as a whole.
+
+    Args:
+        images, classes, keys, scale: As for `CornerTiles`.
+        size: Side of the crops in pixels; smaller images are padded by reflection.
+        seed: Position, orientation and gain are a function of it and of the number of the draw.
+        gain: Half-width of a random factor on the normalised intensities, 0 for none.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[np.ndarray],
+        classes: Sequence[np.ndarray],
+        keys: Sequence[str],
+        size: int = 256,
+        scale: str = "linear",
+        seed: int = 0,
+        gain: float = 0.0,
+    ) -> None:
+        self.images = [_at_least(standardise(image, scale), size) for image in images]
+        self.classes = [_at_least(one, size) for one in classes]
+        self.keys, self.size, self.seed, self.gain = keys, size, seed, gain
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        which, draw = item
+        rng = np.random.default_rng([self.seed, draw])
+        image, classes = self.images[which], self.classes[which]
+        y, x = (int(rng.integers(length - self.size + 1)) for length in image.shape)
+        window = (slice(y, y + self.size), slice(x, x + self.size))
+        orientation = int(rng.integers(8))
+        factor = np.float32(1 + self.gain * rng.uniform(-1, 1))
+        return _item(image[window] * factor, classes[window], orientation, self.keys[which])
+
+
+def fit(
+    model: nn.Module,
+    loss: nn.Module,
+    train: Dataset,
+    validation: Dataset,
+    folder: Path | str,
+    settings: FitSettings,
+    *,
+    progress: bool = True,
+) -> FitResult:
+    """Fit a network, or go on where an earlier call was cut off, or return what one finished.
+
+    Args:
+        model: Network with (B, 1, H, W) → (B, C, H, W) logits; left with its best weights.
+        loss: Called with logits and (B, H, W) uint8 classes.
+        train, validation: `CornerTiles` or `RandomCrops`.
+        folder: Where best.ckpt, last.ckpt, history.csv and done.json are kept.
+        settings: See `FitSettings`.
+        progress: Show a progress bar.
+
+    Returns:
+        The fit's result; the same one, whether it was interrupted or not.
+
+    Raises:
+        NonFiniteLoss: Naming the keys of the batch.
+        ValueError: When the folder holds a fit under other settings.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, settings)
+    if (result := finished(model, folder)) is None:
+        _run(_Fitting(model, loss, settings), train, validation, folder, settings, progress)
+        result = finished(model, folder)
+    return result
+
+
+def finished(model: nn.Module, folder: Path | str) -> FitResult | None:
+    """The result of a fit that ran to its end in this folder, its best weights put into `model`.
+
+    None where there is none, or none that is finished.
+    """
+    done, best = Path(folder) / "done.json", Path(folder) / "best.ckpt"
+    if not done.exists():
+        return None
+    load_weights(model, best)
+    history = pd.read_csv(done.with_name("history.csv"))
+    return FitResult(best=best, history=history, **json.loads(done.read_text()))
+
+
+def load_weights(model: nn.Module, path: Path | str) -> None:
+    """Load a checkpoint written by `fit`; only tensors are read from it, never code."""
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def device_name(module_device: torch.device) -> str:
+    """The device in words, such as "CPU, 2 threads" or "NVIDIA L4"."""
+    if module_device.type == "cuda":
+        return torch.cuda.get_device_name(module_device)
+    if module_device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    return module_device.type
+
+
+def peak_memory_gb(module_device: torch.device) -> float:
+    """Peak memory so far: the device's allocator on a GPU, else the process; in 10⁹ bytes."""
+    if module_device.type == "cuda":
+        return torch.cuda.max_memory_allocated(module_device) / 1e9
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / 1e9 if os.uname().sysname == "Darwin" else used * 1024 / 1e9
+
+
+def _run(
+    module: _Fitting,
+    train: Dataset,
+    validation: Dataset,
+    folder: Path,
+    settings: FitSettings,
+    progress: bool,
+) -> None:
+    last = folder / "last.ckpt"
+    sampler = _Order(train, settings)
+    loader = DataLoader(train, settings.batch_size, sampler=sampler)
+    checks = DataLoader(
+        validation,
+        min(4, settings.batch_size),
+        sampler=[(i, i) for i in range(len(validation))],
+    )
+    module.total_updates = settings.epochs * len(loader)
+    with warnings.catch_warnings():
+        # Loading by worker processes and logging are Lightning's concern, not this fit's.
+        warnings.filterwarnings("ignore", module="lightning")
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        trainer = L.Trainer(
+            accelerator=DEVICES[settings.device],
+            devices=settings.devices,
+            precision=PRECISIONS[settings.precision],
+            max_epochs=settings.epochs,
+            callbacks=[_Keeper(folder, settings, len(sampler) * settings.devices)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(
+            module,
+            loader,
+            checks,
+            ckpt_path=last if last.exists() else None,
+            weights_only=True,
+        )
+
+
+class _Fitting(L.LightningModule):
+    """One network and its loss, as Lightning wants them."""
+
+    def __init__(self, model: nn.Module, loss: nn.Module, settings: FitSettings) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last)
+        self.loss = loss
+        self.settings = settings
+        self.total_updates = 0
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        convolutions = [m for m in self.model.modules() if isinstance(m, nn.Conv2d)]
+        # ConvTranspose2d is no Conv2d: it joins here, while the head (the last one) stays free.
+        convolutions = convolutions[:-1] + [
+            m for m in self.model.modules() if isinstance(m, nn.ConvTranspose2d)
+        ]
+        kernels = [m.weight for m in convolutions]
+        chosen = {id(w) for w in kernels}
+        others = [p for p in self.model.parameters() if id(p) not in chosen]
+        # Adam adds `weight_decay` × w to the gradient, and λ Σ w² has the gradient 2 λ w.
+        optimiser = torch.optim.Adam(
+            [
+                {"params": kernels, "weight_decay": 2 * self.settings.l2},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=self.settings.learning_rate,
+            eps=1e-7,  # Keras' default, which the paper's "default hyperparameters" are
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._rate)
+        return {
+            "optimizer": optimiser,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _rate(self, step: int) -> float:
+        if self.settings.schedule == "constant":
+            return 1.0
+        warm_up = max(1, self.total_updates // 10)
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return (1 + math.cos(math.pi * (step - warm_up) / (self.total_updates - warm_up))) / 2
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        # Dropout depends on the seed and the update alone, so that a resumed run repeats it.
+        torch.manual_seed(
+            int(
+                np.random.SeedSequence(
+                    [self.settings.seed, self.global_step, self.global_rank]
+                ).generate_state(1)[0]
+            )
+        )
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss = self._loss(batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        size = len(batch["key"])
+        self.log("val_loss", self._loss(batch), prog_bar=True, batch_size=size, sync_dist=True)
+
+    def _loss(self, batch: dict[str, Any]) -> Tensor:
+        image = batch["image"].contiguous(memory_format=torch.channels_last)
+        loss = self.loss(self.model(image), batch["classes"])
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(
+                f"the loss became {loss.item()} at update {self.global_step} on the images "
+                f"{', '.join(batch['key'])}; look at them, or lower learning_rate."
+            )
+        return loss
+
+
+class _Keeper(L.Callback):
+    """Keeps the best and the last state, the history and the patience."""
+
+    def __init__(self, folder: Path, settings: FitSettings, images_per_epoch: int) -> None:
+        self.folder, self.settings = folder, settings
+        self.images_per_epoch = images_per_epoch
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.started = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history, self.seconds = state["history"], state["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.started = time.perf_counter()
+        if self._exhausted():
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: _Fitting) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self.started
+        self.started = now
+        row = {
+            "step": trainer.global_step,
+            "train_loss": float(trainer.callback_metrics["train_loss"]),
+            "val_loss": float(trainer.callback_metrics["val_loss"]),
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": self.seconds,
+        }
+        better = not self.history or row["val_loss"] < min(r["val_loss"] for r in self.history)
+        self.history.append(row)
+        # The best goes first: killed in between, the next run repeats this epoch and writes the
+        # same best again.
+        if trainer.is_global_zero:
+            with _replacing(self.folder / "history.csv") as path:
+                pd.DataFrame(self.history).to_csv(path, index=False)
+        if trainer.is_global_zero and better:
+            with _replacing(self.folder / "best.ckpt") as path:
+                torch.save(module.model.state_dict(), path)
+        with _replacing(self.folder / "last.ckpt", mine=trainer.is_global_zero) as path:
+            trainer.save_checkpoint(path)
+        if self._exhausted():
+            trainer.should_stop = True
+
+    def _exhausted(self) -> bool:
+        if self.settings.patience is None or not self.history:
+            return False
+        losses = [row["val_loss"] for row in self.history]
+        return len(losses) - 1 - int(np.argmin(losses)) >= self.settings.patience
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write the summary that marks the fit as finished."""
+        device = trainer.strategy.root_device
+        summary = {
+            "updates": int(self.history[-1]["step"]),
+            "images_seen": len(self.history) * self.images_per_epoch,
+            "seconds": self.seconds,
+            "device": device_name(device),
+            "precision": self.settings.precision,
+            "peak_memory_gb": peak_memory_gb(device),
+        }
+        if trainer.is_global_zero:
+            with _replacing(self.folder / "done.json") as path:
+                path.write_text(json.dumps(summary, indent=1))
+        trainer.strategy.barrier()  # no process looks for the summary before it is there
+
+
+class _Order(Sampler[tuple[int, int]]):
+    """(item, number of the draw), in an order that depends on the seed and the epoch alone."""
+
+    def __init__(self, items: Dataset, settings: FitSettings) -> None:
+        self.items, self.settings = len(items), settings
+        self.world = settings.devices
+        self.count = self.items // self.world
+        if settings.updates is not None:
+            self.count = settings.updates * settings.batch_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        total = self.count * self.world
+        rng = np.random.default_rng([self.settings.seed, self.epoch])
+        rounds = [rng.permutation(self.items) for _ in range(-(-total // self.items))]
+        order = np.concatenate(rounds)[:total]
+        for position in range(rank, total, self.world):
+            yield int(order[position]), self.epoch * total + position
+
+
+class _replacing:
+    """A temporary path beside `path` that takes its place when the block ends well."""
+
+    def __init__(self, path: Path, mine: bool = True) -> None:
+        self.path, self.mine = path, mine
+        self.temporary = path.with_name(f".{path.name}.partial")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None and self.mine:
+            os.replace(self.temporary, self.path)
+
+
+def _claim(folder: Path, settings: FitSettings) -> None:
+    """Refuse a folder that another fit started under other settings."""
+    path = folder / "settings.json"
+    mine = json.dumps(asdict(settings), indent=1)
+    if not path.exists():
+        with _replacing(path) as temporary:
+            temporary.write_text(mine)
+    elif path.read_text() != mine:
+        raise ValueError(
+            f"{folder} holds a fit under other settings (settings.json); "
+            "give another folder, or delete this one to start anew."
+        )
+
+
+def _item(image: np.ndarray, classes: np.ndarray, orientation: int, key: str) -> dict[str, Any]:
+    return {
+        "image": torch.from_numpy(dihedral(image, orientation)[None].copy()),
+        "classes": torch.from_numpy(dihedral(classes, orientation).copy()),
+        "key": key,
+    }
+
+
+def _at_least(array: np.ndarray, size: int) -> np.ndarray:
+    extra = [(0, max(0, size - length)) for length in array.shape]
+    return np.pad(array, extra, mode="symmetric") if any(e for _, e in extra) else array
