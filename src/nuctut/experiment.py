@@ -253,7 +253,7 @@ def _key(*parts: Any) -> str:
     for part in parts:
         digest.update(getattr(part, "fingerprint", repr(part)).encode() + b"\0")
     for name in CODE_OF_A_FIT:
-        source = Path(__file__).with_name(name).with_suffix(".py").read_text(encoding="utf-8")
+        source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
         digest.update(_meaning(source).encode())
     return digest.hexdigest()[:16]
 

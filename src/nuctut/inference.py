@@ -44,7 +44,8 @@ def predict(
         (C, H, W) float32 probabilities that sum to 1 over C.
 
     Raises:
-        ValueError: When the image is not (H, W) or tile and overlap do not fit the stride.
+        ValueError: When the image is not (H, W), tile and overlap do not fit the stride, or the
+            precision is unknown.
     """
     stride = model.stride
     if image.ndim != 2:
@@ -54,6 +55,8 @@ def predict(
             f"tile must be a multiple of {stride}, and overlap one of {2 * stride} below it; "
             f"got tile={tile}, overlap={overlap}."
         )
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f'precision must be "fp32" or "bf16", not {precision!r}.')
     weights = next(model.parameters())
     padded = _pad(normalise(image), stride)
     spans = [list(_spans(length, tile, overlap)) for length in padded.shape]

@@ -225,14 +225,14 @@ class OverlapTable:
         """See the function `aggregated_jaccard`."""
         best = np.flatnonzero(_is_largest(self.true_index, self.ious))
         best = best[_is_largest(self.true_index[best], self.intersections[best])]
-        # Pairs still tied here have equal intersections and equal areas: any one will do,
-        # except that their choice decides which predictions are left unused.
+        # Pairs still tied share as many pixels with predictions of equal area: any one will do,
+        # except that the choice decides which predictions are left unused.
         _, first = np.unique(self.true_index[best], return_index=True)
         chosen = best[first]
         used = self.pred_index[chosen]
         if chosen.size < best.size:
             rows, columns = self.true_index[best], self.pred_index[best]
-            used = columns[_assign(rows, columns, self.pred_areas[columns])]
+            used = columns[_assign(rows, columns, np.ones(best.size))]
         unused_area = self.pred_areas.sum() - self.pred_areas[np.unique(used)].sum()
         shared = self.intersections[chosen].sum()
         partner_area = self.pred_areas[self.pred_index[chosen]].sum()
@@ -318,7 +318,7 @@ def aggregated_jaccard(labels_true: ArrayLike, labels_pred: ArrayLike) -> float:
     Never above the pixel Jaccard of the two foregrounds.
 
     The paper leaves ties open, and codes let the order of the ids decide. Here equal IoUs go to
-    the larger intersection, then to the choice that leaves the least predicted area unused.
+    the larger intersection, then to the choice that leaves the fewest predictions unused.
 
     NaN if both sides are empty, 0 if one is. Labels and errors as for `overlap_table`.
     """

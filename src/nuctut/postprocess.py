@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage as ndi
 from skimage.morphology import skeletonize
-from skimage.segmentation import clear_border, expand_labels, relabel_sequential
+from skimage.segmentation import expand_labels, relabel_sequential
 
 from .targets import BACKGROUND, SEPARATION
 
@@ -65,7 +65,9 @@ def give_back(labels: np.ndarray, mask: np.ndarray, reach: float = 3) -> np.ndar
 
 def drop_border(labels: np.ndarray) -> np.ndarray:
     """Labels without those that touch the image's edge, renumbered; (H, W) int32."""
-    return relabel_sequential(clear_border(labels))[0].astype(np.int32)
+    edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    kept = np.where(np.isin(labels, edge), 0, labels)
+    return relabel_sequential(kept)[0].astype(np.int32)
 
 
 def separation_lines(classes: np.ndarray) -> np.ndarray:

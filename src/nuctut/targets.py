@@ -23,8 +23,7 @@ def separations(labels: np.ndarray) -> np.ndarray:
         (H, W) bool mask.
     """
     highest = ndi.maximum_filter(labels, size=3)
-    top = np.iinfo(labels.dtype).max
-    lowest = ndi.minimum_filter(np.where(labels == 0, top, labels), size=3)
+    lowest = ndi.minimum_filter(np.where(labels == 0, labels.max(), labels), size=3)
     return (highest > 0) & (lowest < highest)
 
 

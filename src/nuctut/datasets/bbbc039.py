@@ -27,14 +27,17 @@ COUNTS = {
 
 
 def split_keys(folder: Path, split: str) -> list[str]:
-    """The keys of a split in the order of its list: mask file names without `.png`."""
+    """The keys of a split: the mask file names of its list without `.png`, sorted.
+
+    Copies of the lists differ in their order, and nothing should hang on it.
+    """
     path = folder / "metadata" / f"{split}.txt"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: it lists the images of the {split} split.")
     names = path.read_text(encoding="utf-8").split()
     if not names:
         raise ValueError(f"{path} lists no images.")
-    return [name.removesuffix(".png") for name in names]
+    return sorted(name.removesuffix(".png") for name in names)
 
 
 def files(folder: Path, key: str) -> list[Path]:

@@ -70,8 +70,8 @@ class DatasetSpec:
         base_url: Where the archives are; ends in a slash.
         archives: The files to download.
         unpacked_bytes: What the archives take on disk once unpacked.
-        counts: Images and nuclei of the real data set, by split, in the publisher's order.
-        split_keys: (folder, split) → the keys of a split, in the publisher's order.
+        counts: Images and nuclei of the real data set, by split.
+        split_keys: (folder, split) → the keys of a split, in an order that does not change.
         files: (folder, key) → the files a sample is read from, for the fingerprint.
         read: (folder, key) → the sample. Raises ValueError or FileNotFoundError naming the file.
         check: (folder, counts) → a report; counts of None expects no particular number.
