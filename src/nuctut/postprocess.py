@@ -13,7 +13,7 @@ SQUARE = np.ones((3, 3), bool)
 BAND = 8  # pixels
 
 
-def nuclei(probabilities: np.ndarray) -> np.ndarray:
+def nuclei(probabilities: np.ndarray, min_area: int = 0) -> np.ndarray:
     """Nuclei parted along the predicted separation lines (Matuszewski & Ranefall, section 2.4).
 
     The separation lines are dilated by a 3×3 square and merged with the background; the skeleton
@@ -23,6 +23,7 @@ def nuclei(probabilities: np.ndarray) -> np.ndarray:
 
     Args:
         probabilities: (3, H, W) float: background, nucleus, separation.
+        min_area: Labels with fewer pixels are dropped; the paper does not say that it does.
 
     Returns:
         (H, W) int32 labels, 1…N without gaps.
@@ -32,14 +33,11 @@ def nuclei(probabilities: np.ndarray) -> np.ndarray:
     """
     if probabilities.ndim != 3 or probabilities.shape[0] != 3:
         raise ValueError(f"probabilities must be (3, H, W), not {probabilities.shape}.")
-    return from_classes(probabilities.argmax(0))
+    return from_classes(probabilities.argmax(0), min_area)
 
 
 def from_classes(classes: np.ndarray, min_area: int = 0) -> np.ndarray:
-    """`nuclei`, from an (H, W) map of the most probable classes.
-
-    Labels with fewer than `min_area` pixels are dropped; the paper does not say that it does.
-    """
+    """`nuclei`, from an (H, W) map of the most probable classes."""
     labels, _ = ndi.label((classes != BACKGROUND) & ~separation_lines(classes), SQUARE)
     keep = np.bincount(labels.ravel()) >= min_area
     keep[0] = False

@@ -271,11 +271,17 @@ def peak_memory_gb(device: str = "cpu") -> float | None:
         import torch
 
         return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
+    # Linux: getrusage would also count what the parent held when it started this process
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peak = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+        if peak:
+            return round(int(peak[1]) * 1024 / 1e9, 3)
     try:
         import resource
     except ImportError:  # Windows
         return None
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kibibytes
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 

@@ -1,0 +1,223 @@
+"""Build the book: run what has changed, render the pages, replace the old ones.
+
+The chapters are run into `_build/chapters/<preset>/`. Each executed chapter lies beside a key: a
+digest of all it depends on. While the key is the same, the chapter is not run again. The pages are
+rendered from a copy in `_build/stage/`, and take the place of the old ones only once they are
+whole, so a failure leaves the last good book as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sysconfig
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from nuctut import datasets
+from nuctut.notebooks import chapters, check_values, execute, read_parameters, write_values
+from nuctut.paths import project_root, results_root, runs_root
+from nuctut.records import PRESETS
+
+# Chapters that show the records of all others, and so run after them.
+READS_ALL_RECORDS = ("scoreboard",)
+
+
+def build_book(preset: str = "smoke") -> Path:
+    """Runs the chapters that need it, renders the book, and returns its first page.
+
+    Args:
+        preset: What the chapters run under; those without the parameter run as they are.
+
+    Raises:
+        ValueError: For an unknown preset.
+        RuntimeError: When a chapter fails, or rendering gives a warning.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"There is no preset {preset!r}, but {', '.join(PRESETS)}.")
+    root = project_root()
+    built = root / "_build"
+    started = time.monotonic()
+    _say(f"The book, from {preset} runs")
+    notebooks = chapters()
+    for name in sorted(notebooks, key=lambda name: name in READS_ALL_RECORDS):
+        _run_if_changed(notebooks[name], preset, built / "chapters" / preset)
+    stage = _stage(root, notebooks, built / "chapters" / preset, built / "stage")
+    page = _render_if_changed(stage, built)
+    _say(f"Done in {time.monotonic() - started:.0f} s. Open {page}")
+    return page
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+# --- running what has changed --------------------------------------------------------------------
+
+
+def _run_if_changed(notebook: Path, preset: str, folder: Path) -> None:
+    output = folder / notebook.name
+    key_file = output.with_suffix(".key")
+    inputs, records = _inputs_key(notebook, preset), _records_key(notebook)
+    if output.is_file() and key_file.is_file() and key_file.read_text() == inputs + records:
+        _say(f"  {notebook.stem}: unchanged")
+        return
+    _say(f"  {notebook.stem}: running")
+    values = {"preset": preset} if "preset" in read_parameters(notebook) else {}
+    started = time.monotonic()
+    execute(notebook, check_values(notebook, values), output, verbose=False)
+    if notebook.stem not in READS_ALL_RECORDS:
+        records = _records_key(notebook)  # with those that the run has added
+    _write(key_file, inputs + records)
+    _say(f"  {notebook.stem}: {time.monotonic() - started:.0f} s")
+
+
+def _inputs_key(notebook: Path, preset: str) -> str:
+    """A digest of all that an executed chapter depends on and does not write itself."""
+    root = project_root()
+    return _digest(
+        preset,
+        platform.python_version(),
+        *_file_digests(root, [notebook, root / "requirements.lock"]),
+        *_file_digests(root, _files(root / "src", ".py", ".toml")),
+        *_data_listing(),
+    )
+
+
+def _records_key(notebook: Path) -> str:
+    """A digest of the records a chapter shows: its own, or all."""
+    whose = "" if notebook.stem in READS_ALL_RECORDS else notebook.stem
+    return _digest(
+        *_file_digests(results_root(), _files(results_root() / whose, ".json")),
+        *_file_digests(runs_root(), _files(runs_root() / "results" / whose, ".json")),
+    )
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _files(folder: Path, *suffixes: str) -> list[Path]:
+    """All files below a folder that end so, or all of them; sorted; none without the folder."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and (not suffixes or path.suffix in suffixes)
+    )
+
+
+def _file_digests(base: Path, paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        yield f"{path.relative_to(base)} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def _data_listing() -> Iterator[str]:
+    """Names, sizes and times of the real data's files: to read them all would take too long."""
+    root = datasets.data_root()
+    yield str(root)
+    for name in datasets.REGISTRY:
+        for path in _files(root / name):
+            entry = path.stat()
+            yield f"{path.relative_to(root)} {entry.st_size} {entry.st_mtime_ns}"
+
+
+# --- rendering -----------------------------------------------------------------------------------
+
+
+def _stage(root: Path, notebooks: dict[str, Path], executed: Path, stage: Path) -> Path:
+    """A copy of the book with the executed chapters in it; returns its folder."""
+    shutil.rmtree(stage, ignore_errors=True)
+    ignore = shutil.ignore_patterns(".*", "__pycache__", "*.ipynb")
+    shutil.copytree(root / "book", stage / "book", ignore=ignore)
+    # The pages link to the records they show.
+    for record in _files(results_root(), ".json"):
+        copy = stage / record.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(record, copy)
+    for notebook in notebooks.values():
+        copy = stage / notebook.relative_to(root)
+        nbformat.write(_as_page(executed / notebook.name), copy)
+    shutil.copy(root / "_toc.yml", stage)
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    config["execute"] |= {"execute_notebooks": "off"}
+    (stage / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return stage
+
+
+def _as_page(path: Path) -> nbformat.NotebookNode:
+    """An executed chapter with the values it ran with in its own `parameters` cell.
+
+    Papermill puts them into a cell of its own, below the defaults; a page with both would be
+    misread.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    values = notebook.metadata.get("papermill", {}).get("parameters", {})
+    kept = []
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if "parameters" in tags:
+            cell.source = write_values(cell.source, values)
+        if "injected-parameters" not in tags:
+            kept.append(cell)
+    notebook.cells = kept
+    return notebook
+
+
+def _render_if_changed(stage: Path, built: Path) -> Path:
+    html, key_file = built / "html", built / "html.key"
+    page = html / "index.html"
+    lock = built.parent / "requirements.lock"
+    key = _digest(*_file_digests(stage, _files(stage)), *_file_digests(built.parent, [lock]))
+    if page.is_file() and key_file.is_file() and key_file.read_text() == key:
+        _say("  pages: unchanged")
+        return page
+    _say("  pages: rendering")
+    started = time.monotonic()
+    rendered = _render(stage, built / "render")
+    key_file.unlink(missing_ok=True)
+    old = built / "html.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if html.exists():
+        os.replace(html, old)
+    os.replace(rendered, html)
+    shutil.rmtree(old, ignore_errors=True)
+    _write(key_file, key)
+    _say(f"  pages: {time.monotonic() - started:.0f} s")
+    return page
+
+
+def _render(stage: Path, folder: Path) -> Path:
+    """Renders the stage with every warning an error; returns the folder of pages."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = [str(Path(sysconfig.get_path("scripts")) / "jupyter-book"), "build", str(stage)]
+    options = ["--path-output", str(folder), "-W", "-n", "--keep-going"]
+    done = subprocess.run(
+        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    told = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)  # without colours
+    log = folder / "log.txt"
+    log.write_text(told, encoding="utf-8")
+    pages = folder / "_build" / "html"
+    if done.returncode != 0 or not (pages / "index.html").is_file():
+        lines = told.splitlines()
+        reasons = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[-15:]
+        lines = [line.replace(f"{stage}{os.sep}", "") for line in reasons]
+        raise RuntimeError(
+            "\n  ".join(["Rendering the pages failed:", *lines, f"all of it: {log}"])
+        )
+    return pages
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,555 @@
+"""Every figure a chapter shows.
+
+Each function returns the matplotlib figure it drew, so that a cell shows it by ending on the
+call and a script keeps it with ``.savefig``. Two rules hold for all of them:
+
+* every title carries ``source``, which says what data the figure shows and whether they are
+  real, a stand-in or simulated (``"BBBC039 test · real"``);
+* the paper is white and the colours are those of Okabe and Ito, which stay apart for readers
+  who are colour-blind. A white sheet reads the same on a light page and on a dark one.
+
+What is counted rather than drawn (:func:`classify_objects`, :func:`touching_pairs`,
+:func:`ranks`, :func:`outlines`) is a function of its own, and tested as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from skimage.segmentation import find_boundaries
+
+from nuctut import metrics
+from nuctut.samples import Sample
+
+# Okabe and Ito (2008), "Color Universal Design", without black.
+ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, VERMILLION, PINK = "#0072B2", "#D55E00", "#CC79A7"
+PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PINK, SKY, YELLOW)
+GREY = "#8C8C8C"
+
+CATEGORY_COLOURS = {
+    "matched": SKY,
+    "missed": VERMILLION,
+    "false": YELLOW,
+    "split": PINK,
+    "merged": GREEN,
+}
+CLASS_COLOURS = {"background": "#000000", "nucleus": SKY, "separation": ORANGE}
+VERDICT_COLOURS = {
+    "reproduced": GREEN,
+    "better": BLUE,
+    "worse": VERMILLION,
+    "not comparable": GREY,
+    "not yet run": GREY,
+}
+
+WIDTH = 5.6  # inches: a narrow sheet, so that its letters can be read on a phone
+STYLE = {
+    "figure.dpi": 168,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "figure.titlesize": 10,
+    "font.size": 9,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+
+
+# --- what is counted ---------------------------------------------------------------------------
+
+
+def display_range(
+    image: np.ndarray, low: float = 0.1, high: float = 99.8, gamma: float = 1.0
+) -> np.ndarray:
+    """An 8-bit view of an image of any depth, for eyes only; never measure on it.
+
+    Args:
+        image: (H, W) or (H, W, 3), any real dtype.
+        low, high: percentiles of the image that become black and white.
+        gamma: below 1 lifts dim nuclei out of the dark.
+
+    Returns:
+        uint8 array of the image's shape. An image of one single value comes out black.
+    """
+    darkest, brightest = np.percentile(image, [low, high])
+    if brightest <= darkest:
+        return np.zeros(np.shape(image), np.uint8)
+    scaled = (np.asarray(image, np.float64) - darkest) / (brightest - darkest)
+    return np.round(255 * np.clip(scaled, 0, 1) ** gamma).astype(np.uint8)
+
+
+def outlines(labels: np.ndarray) -> np.ndarray:
+    """The outermost pixels of every nucleus: (H, W) labels to an (H, W) bool array.
+
+    A pixel belongs to the outline if one of its four neighbours carries another label, so two
+    nuclei that touch keep a line each. The edge of the image is not an outline.
+    """
+    return find_boundaries(labels, connectivity=1, mode="inner", background=0)
+
+
+def touching_pairs(labels: np.ndarray) -> np.ndarray:
+    """Pairs of nuclei with pixels next to each other, straight or diagonally.
+
+    Returns:
+        (P, 2) array of label pairs, smaller label first, each pair once, in order.
+    """
+    steps = (
+        (labels[:, :-1], labels[:, 1:]),
+        (labels[:-1], labels[1:]),
+        (labels[:-1, :-1], labels[1:, 1:]),
+        (labels[:-1, 1:], labels[1:, :-1]),
+    )
+    pairs = np.concatenate([np.stack([a.ravel(), b.ravel()], axis=1) for a, b in steps])
+    meeting = (pairs[:, 0] != pairs[:, 1]) & (pairs > 0).all(axis=1)
+    return np.unique(np.sort(pairs[meeting], axis=1), axis=0)
+
+
+@dataclass(frozen=True)
+class ObjectClasses:
+    """What became of every nucleus, on both sides of a comparison.
+
+    Attributes:
+        true: category of each true label: matched, missed, split or merged.
+        pred: category of each predicted label: matched, false, split or merged.
+        counts: ``matched`` and ``missed`` count true nuclei, ``false`` predicted ones;
+            ``split`` counts true nuclei found in pieces, ``merged`` predictions that hold
+            several nuclei. One piece of a split may still match, so the five overlap.
+    """
+
+    true: Mapping[int, str]
+    pred: Mapping[int, str]
+    counts: Mapping[str, int]
+
+
+def classify_objects(
+    labels_true: np.ndarray, labels_pred: np.ndarray, iou: float = 0.5
+) -> ObjectClasses:
+    """Name the error behind every nucleus that has no partner.
+
+    Matching comes first and is that of :func:`nuctut.metrics.match`: one-to-one, IoU at least
+    ``iou``. What stays unmatched is then explained, if it can be. A prediction with more than
+    half of its area inside a true nucleus is a *piece* of it: two or more pieces make a split.
+    A true nucleus with more than half of its area inside a prediction is *held* by it: two or
+    more held nuclei make a merge. What is left is missed (true) or false (predicted).
+
+    Args:
+        labels_true, labels_pred: (H, W) integer labels, 0 background.
+        iou: intersection over union from which a pair matches.
+
+    Raises:
+        ValueError: as :func:`nuctut.metrics.match` does, for labels or a threshold it refuses.
+    """
+    table = metrics.overlap_table(labels_true, labels_pred)
+    good = table.matched_pairs(iou)
+    is_piece = 2 * table.intersections > table.pred_areas[table.pred_index]
+    is_held = 2 * table.intersections > table.true_areas[table.true_index]
+    cut = np.bincount(table.true_index[is_piece], minlength=len(table.true_ids)) >= 2
+    full = np.bincount(table.pred_index[is_held], minlength=len(table.pred_ids)) >= 2
+
+    true = np.full(len(table.true_ids), "missed", dtype=object)
+    true[cut] = "split"
+    true[table.true_index[is_held & full[table.pred_index]]] = "merged"
+    true[table.true_index[good]] = "matched"
+    pred = np.full(len(table.pred_ids), "false", dtype=object)
+    pred[table.pred_index[is_piece & cut[table.true_index]]] = "split"
+    pred[full] = "merged"
+    pred[table.pred_index[good]] = "matched"
+    counts = {
+        "matched": len(good),
+        "missed": int((true == "missed").sum()),
+        "false": int((pred == "false").sum()),
+        "split": int(cut.sum()),
+        "merged": int(full.sum()),
+    }
+    return ObjectClasses(
+        dict(zip(table.true_ids.tolist(), true, strict=True)),
+        dict(zip(table.pred_ids.tolist(), pred, strict=True)),
+        counts,
+    )
+
+
+def ranks(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rank the rows (predictions) within every column (measure): 1 is best, ties share a mean.
+
+    Scores that agree to six digits are ties; a missing score has no rank.
+    """
+    return scores.round(6).rank(ascending=False, method="average")
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+
+@plt.rc_context(STYLE)
+def images(
+    panels: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    source: str,
+    title: str = "",
+    columns: int = 3,
+) -> Figure:
+    """Pictures side by side, all on their own grey scale.
+
+    Args:
+        panels: (H, W) arrays of *signed* integers are labels and shown in colour, touching
+            nuclei in different ones; booleans are masks; all else, (H, W) or (H, W, 3),
+            are images.
+        titles: one per panel.
+        source: what data these are, real or simulated.
+        columns: panels per row.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    height, width = panels[0].shape[:2]
+    panel_height = WIDTH / columns * height / width + 0.25
+    fig, axes = _figure(rows, columns, height=rows * panel_height + 0.4)
+    for ax, (panel, name) in zip(axes.flat, zip(panels, titles, strict=True), strict=False):
+        _show(ax, _as_picture(panel), name)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    return _finish(fig, title, source)
+
+
+@plt.rc_context(STYLE)
+def overlay(
+    image: np.ndarray,
+    labels: np.ndarray,
+    other: np.ndarray | None = None,
+    *,
+    source: str,
+    title: str = "",
+    names: tuple[str, str] = ("truth", "prediction"),
+    gamma: float = 0.6,
+) -> Figure:
+    """Outlines of one or two sets of labels over the grey image.
+
+    Where both outlines fall on the same pixel it is drawn white: agreement stands back,
+    disagreement shows in colour.
+    """
+    picture = _grey(image, gamma)
+    first = outlines(labels)
+    picture[first] = to_rgb(ORANGE)
+    handles = [Line2D([], [], color=ORANGE, label=names[0])]
+    if other is not None:
+        second = outlines(other)
+        picture[second] = to_rgb(SKY)
+        picture[first & second] = 1.0
+        handles += [
+            Line2D([], [], color=SKY, label=names[1]),
+            Line2D([], [], color="white", label="both"),
+        ]
+    return _annotated(picture, handles, title, source)
+
+
+@plt.rc_context(STYLE)
+def error_map(
+    image: np.ndarray,
+    labels_true: np.ndarray,
+    labels_pred: np.ndarray,
+    *,
+    source: str,
+    title: str = "",
+    iou: float = 0.5,
+    gamma: float = 0.6,
+) -> Figure:
+    """Every nucleus coloured by what became of it, with counts, over the grey image.
+
+    The categories are those of :func:`classify_objects`. White lines are the true outlines.
+    """
+    classes = classify_objects(labels_true, labels_pred, iou)
+    picture = _grey(image, gamma)
+    # The later a category is painted the more it tells, so it covers the earlier ones.
+    for category in ("matched", "false", "missed", "split", "merged"):
+        where = _pixels_of(labels_true, classes.true, category)
+        where |= _pixels_of(labels_pred, classes.pred, category)
+        picture[where] = 0.4 * picture[where] + 0.6 * np.asarray(to_rgb(CATEGORY_COLOURS[category]))
+    picture[outlines(labels_true)] = 1.0
+    handles = [
+        Patch(color=colour, label=f"{category} {classes.counts[category]}")
+        for category, colour in CATEGORY_COLOURS.items()
+    ]
+    handles.append(Line2D([], [], color="white", label="true outline"))
+    return _annotated(picture, handles, title, source)
+
+
+@plt.rc_context(STYLE)
+def probability_map(probabilities: np.ndarray, *, source: str, title: str = "") -> Figure:
+    """A network's answer, its three class colours mixed by probability.
+
+    Args:
+        probabilities: (3, H, W), background, nucleus and separation, summing to 1.
+
+    Raises:
+        ValueError: if there are not three classes.
+    """
+    if np.ndim(probabilities) != 3 or len(probabilities) != len(CLASS_COLOURS):
+        raise ValueError(
+            f"probabilities has shape {np.shape(probabilities)}: expected (3, H, W), "
+            "background, nucleus, separation"
+        )
+    colours = np.array([to_rgb(colour) for colour in CLASS_COLOURS.values()])
+    picture = np.clip(np.einsum("chw,ck->hwk", probabilities, colours), 0, 1)
+    handles = [Patch(color=colour, label=name) for name, colour in CLASS_COLOURS.items()]
+    return _annotated(picture, handles, title, source)
+
+
+# --- curves, distributions, tables -------------------------------------------------------------
+
+
+@plt.rc_context(STYLE)
+def loss_curves(
+    history: pd.DataFrame | Mapping[str, pd.DataFrame],
+    *,
+    source: str,
+    title: str = "Loss while training",
+) -> Figure:
+    """Training loss (thin) and validation loss (thick, dots) over update steps.
+
+    Args:
+        history: one table, or one per variant by name, with columns ``step``, ``train_loss``,
+            ``val_loss`` and, if known, ``learning_rate``. Rows may lack either loss.
+
+    Raises:
+        ValueError: if a column is missing; the message names table and column.
+    """
+    tables = {"": history} if isinstance(history, pd.DataFrame) else dict(history)
+    for name, table in tables.items():
+        if missing := {"step", "train_loss", "val_loss"} - set(table.columns):
+            raise ValueError(f"history {name!r} lacks the columns {sorted(missing)}")
+    with_rate = any("learning_rate" in table for table in tables.values())
+    fig, axes = _figure(1 + with_rate, 1, height=3.2 + with_rate, sharex=True)
+    loss = axes.flat[0]
+    for (name, table), colour in zip(tables.items(), PALETTE * 3, strict=False):
+        trained = table.dropna(subset=["train_loss"])
+        validated = table.dropna(subset=["val_loss"])
+        loss.plot(trained["step"], trained["train_loss"], color=colour, lw=0.8, alpha=0.6)
+        loss.plot(
+            validated["step"], validated["val_loss"], "o-", color=colour, lw=1.8, ms=3, label=name
+        )
+        if "learning_rate" in table:
+            axes.flat[1].plot(table["step"], table["learning_rate"], color=colour)
+    handles = loss.get_legend_handles_labels()[0] if len(tables) > 1 else []
+    handles += [
+        Line2D([], [], color=GREY, lw=0.8, label="training"),
+        Line2D([], [], color=GREY, lw=1.8, marker="o", ms=3, label="validation"),
+    ]
+    loss.legend(handles=handles)
+    loss.set_ylabel("loss")
+    if with_rate:
+        axes.flat[1].set_ylabel("learning rate")
+    axes.flat[-1].set_xlabel("update step")
+    return _finish(fig, title, source)
+
+
+@plt.rc_context(STYLE)
+def data_comparison(
+    set_a: Sequence[Sample],
+    set_b: Sequence[Sample],
+    *,
+    source: str,
+    names: tuple[str, str] = ("real", "simulated"),
+    title: str = "Simulated beside real",
+) -> Figure:
+    """Two sets side by side: grey values, nucleus areas, nuclei that touch a neighbour."""
+    censuses = [_census(set_a), _census(set_b)]
+    value_bins = _log_bins(np.concatenate([values for values, _, _ in censuses]))
+    area_bins = _log_bins(np.concatenate([areas for _, areas, _ in censuses]))
+    fig, (grey, area, touch) = _figure(1, 3, height=2.7)
+    for position, (values, areas, touching) in enumerate(censuses):
+        style = {"color": (BLUE, ORANGE)[position], "histtype": "step"}
+        share = np.full(len(areas), 100 / max(len(areas), 1))
+        grey.hist(values, value_bins, density=True, **style)
+        area.hist(areas, area_bins, weights=share, label=names[position], **style)
+        bar = touch.bar(position, 100 * touching, color=style["color"])
+        touch.bar_label(bar, fmt="%.0f%%", fontsize=8)
+    grey.set(yscale="log", xlabel="grey value", ylabel="density of pixels")
+    area.set(xlabel="nucleus area (pixels)", ylabel="% of nuclei")
+    for ax in (grey, area):
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    touch.set(ylabel="% touching a neighbour", ylim=(0, 100), xlim=(-0.7, 1.7))
+    touch.set_xticks([0, 1], names)
+    area.legend(loc="upper left")
+    return _finish(fig, title, source)
+
+
+def _log_bins(values: np.ndarray) -> np.ndarray:
+    positive = values[values > 0]
+    ends = (positive.min(), positive.max() + 1) if positive.size else (1, 10)
+    return np.geomspace(*ends, 50)
+
+
+def _census(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, float]:
+    """Grey values (every 16th pixel), nucleus areas, and the share of nuclei that touch."""
+    values, areas, touching = [], [], 0
+    for sample in samples:
+        values.append(sample.image[::4, ::4].ravel())
+        sizes = np.bincount(sample.labels.ravel())[1:]
+        areas.append(sizes[sizes > 0])
+        touching += len(np.unique(touching_pairs(sample.labels)))
+    counted = np.concatenate(areas)
+    return np.concatenate(values), counted, touching / max(len(counted), 1)
+
+
+@plt.rc_context(STYLE)
+def published_against_measured(
+    cells: pd.DataFrame, *, source: str, title: str = "Published beside measured"
+) -> Figure:
+    """One row per published number: the paper's value, the measured one and its interval.
+
+    Args:
+        cells: columns ``label``, ``published``, ``measured``, ``low``, ``high`` (the interval's
+            ends) and ``verdict``; NaN where nothing was measured. Drawn in the order given,
+            first row on top.
+
+    Raises:
+        ValueError: if a verdict is not one of ``VERDICT_COLOURS``.
+    """
+    if unknown := set(cells["verdict"]) - set(VERDICT_COLOURS):
+        raise ValueError(f"unknown verdicts {sorted(unknown)}; known: {sorted(VERDICT_COLOURS)}")
+    fig, axes = _figure(1, 1, height=0.3 * len(cells) + 1.5)
+    ax = axes.item()
+    for row, cell in enumerate(cells.itertuples()):
+        colour = VERDICT_COLOURS[cell.verdict]
+        ax.plot([cell.low, cell.high], [row, row], color=colour, lw=2.5, solid_capstyle="butt")
+        ax.plot(cell.measured, row, "o", color=colour, ms=6)
+        ax.plot(cell.published, row, "D", mfc="none", mec="black", ms=6)
+        ax.annotate(cell.verdict, (1.02, row), xycoords=ax.get_yaxis_transform(),
+                    va="center", color=colour, fontsize=8)  # fmt: skip
+    ax.set_yticks(range(len(cells)), cells["label"])
+    ax.set_ylim(len(cells) - 0.5, -0.5)
+    ax.grid(axis="x", color="#DDDDDD")
+    ax.set_axisbelow(True)
+    handles = [
+        Line2D([], [], ls="", marker="D", mfc="none", mec="black", label="published"),
+        Line2D([], [], color=GREY, lw=2.5, marker="o", label="measured, 95 % interval"),
+    ]
+    fig.legend(handles=handles, loc="outside lower center", ncols=2)
+    return _finish(fig, title, source)
+
+
+@plt.rc_context(STYLE)
+def rank_chart(
+    scores: pd.DataFrame, *, source: str, title: str = "Who wins depends on the measure"
+) -> Figure:
+    """A line per prediction through its rank under every measure; the number is its score.
+
+    Args:
+        scores: one row per prediction, one column per measure, higher is better. Ties meet in
+            one place, a little apart so that each can be seen.
+    """
+    heights = _apart_when_tied(ranks(scores))
+    fig, axes = _figure(1, 1, height=0.5 * len(scores) + 1.6)
+    ax = axes.item()
+    places = np.arange(scores.shape[1])
+    for name, colour in zip(scores.index, PALETTE * 3, strict=False):
+        line = heights.loc[name].to_numpy()
+        ax.plot(places, line, color=colour, lw=2, zorder=1)
+        ax.plot(places, line, "o", color=colour, ms=19, mfc="white", mew=1.5, zorder=2)
+        ax.annotate(name, (places[-1] + 0.35, line[-1]), color=colour, va="center")
+        for place, height, score in zip(places, line, scores.loc[name], strict=True):
+            ax.annotate(f"{score:.2f}", (place, height), ha="center", va="center", fontsize=7)
+    ax.set_xticks(places, scores.columns, rotation=35, ha="right")
+    ax.set_yticks(range(1, len(scores) + 1))
+    ax.set_ylim(len(scores) + 0.6, 0.4)
+    ax.set_xlim(-0.5, places[-1] + 1.6)
+    ax.set_ylabel("rank (1 is best)")
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    return _finish(fig, title, source)
+
+
+def _apart_when_tied(placed: pd.DataFrame) -> pd.DataFrame:
+    """Ranks with those that tie moved a little apart, so that every line can be followed."""
+    heights = placed.copy()
+    for measure in placed:
+        for rank, tied in placed.groupby(measure).groups.items():
+            steps = np.arange(len(tied)) - (len(tied) - 1) / 2
+            heights.loc[tied, measure] = rank + 0.65 * steps
+    return heights
+
+
+# --- the parts they share ----------------------------------------------------------------------
+
+
+def _figure(rows: int, columns: int, *, height: float, **kwargs) -> tuple[Figure, np.ndarray]:
+    """A white sheet of the book's width, closed at once so that a notebook shows it only once."""
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH, height), layout="constrained", squeeze=False, **kwargs
+    )
+    plt.close(fig)
+    return fig, axes if rows > 1 else axes[0]
+
+
+def _finish(fig: Figure, title: str, source: str) -> Figure:
+    fig.suptitle(f"{title}\n{source}" if title else source)
+    return fig
+
+
+def _show(ax: Axes, picture: np.ndarray, title: str) -> None:
+    ax.imshow(picture, vmin=0, vmax=255, cmap="gray")
+    ax.set_title(title)
+    ax.set_axis_off()
+
+
+def _annotated(picture: np.ndarray, handles: list, title: str, source: str) -> Figure:
+    """One large picture with its legend below, on black like the image it explains."""
+    height, width = picture.shape[:2]
+    fig, axes = _figure(1, 1, height=WIDTH * height / width + 0.8)
+    _show(axes.item(), picture, "")
+    legend = fig.legend(handles=handles, loc="outside lower center", ncols=3, frameon=True,
+                        framealpha=1, facecolor="black", labelcolor="white")  # fmt: skip
+    legend.get_frame().set_edgecolor("black")
+    return _finish(fig, title, source)
+
+
+def _grey(image: np.ndarray, gamma: float) -> np.ndarray:
+    """The image as (H, W, 3) floats in 0 to 1, ready to be painted on."""
+    view = display_range(image, gamma=gamma) / 255
+    return view if view.ndim == 3 else np.repeat(view[..., None], 3, axis=2)
+
+
+def _as_picture(panel: np.ndarray) -> np.ndarray:
+    if panel.dtype == bool:
+        return np.uint8(255) * panel
+    if panel.dtype.kind == "i":
+        return _coloured(panel)
+    return display_range(panel)
+
+
+def _coloured(labels: np.ndarray) -> np.ndarray:
+    """Labels as (H, W, 3) floats; a nucleus passes over the colours its neighbours have."""
+    neighbours: dict[int, set[int]] = {}
+    for a, b in touching_pairs(labels).tolist():
+        neighbours.setdefault(b, set()).add(a)
+    colours = np.zeros((int(labels.max()) + 1, 3))
+    chosen: dict[int, int] = {}
+    for label in np.unique(labels[labels > 0]).tolist():
+        taken = {chosen[other] for other in neighbours.get(label, ())}
+        order = [(label + step) % len(PALETTE) for step in range(len(PALETTE))]
+        chosen[label] = next((colour for colour in order if colour not in taken), order[0])
+        colours[label] = to_rgb(PALETTE[chosen[label]])
+    return colours[labels]
+
+
+def _pixels_of(labels: np.ndarray, categories: Mapping[int, str], category: str) -> np.ndarray:
+    return np.isin(labels, [label for label, name in categories.items() if name == category])

@@ -1,0 +1,698 @@
+"""The scoreboard: every published number and claim, and what was measured of it.
+
+A published number gets a verdict:
+
+* *not yet run*: there is no record of it;
+* *not comparable*: there is one, but from simulated or stand-in data, other images, or a smoke run;
+* *reproduced*: the published value lies within the measured 95 % interval, or no further than
+  `TOLERANCE` from the measured value;
+* *better* or *worse*: anything else, by the sign of the difference.
+
+A claim ("this beats that") is judged on the difference of the two on the same images: it *holds*
+when the whole 95 % interval lies above zero, *fails* when it lies below, and is *unclear* when
+zero is inside. *Not yet run* and *not comparable* mean what they do above.
+
+Intervals are percentile bootstraps over the test images (Efron & Tibshirani 1993, chapter 13):
+images are drawn with replacement, and the pooled score is computed anew from the drawn images'
+counts. Where a run was repeated with several seeds, the score is their mean, all seeds share the
+drawn images, and the seeds are drawn with replacement too. Two or three seeds say little of what
+others would give, so such an interval is on the narrow side.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from nuctut.paths import project_root, results_root, runs_root
+from nuctut.records import POOLED_METRICS, PRESETS, Record, pooled, read_all
+from nuctut.samples import SOURCES
+
+RESAMPLES = 10_000
+BOOTSTRAP_SEED = 0
+INTERVAL = (0.025, 0.975)
+
+TOLERANCE = 0.02
+"""Largest difference from a published score that still counts as reproduced.
+
+A paper's single run, printed without an interval, has a spread of its own that the measured
+interval does not hold: another seed or another build of a library gives another value. 0.02 is
+the smallest difference from which the first paper's abstract draws a conclusion (Dice 0.96
+against 0.94), so anything smaller is not told apart here.
+"""
+
+MINUS = "\N{MINUS SIGN}"
+METRIC_NAMES = {
+    "object_jaccard": "object Jaccard",
+    "f1_50": "F1 at IoU 0.5",
+    "average_precision_50": "AP at IoU 0.5",
+    "mean_average_precision": "mean AP, IoU 0.5 to 0.95",
+    "dice_nuclei": "Dice, nuclei",
+    "dice_separations": "Dice, separations",
+}
+
+
+# --- what a paper published ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """One cell of a paper's table; `variant` names the record set beside it."""
+
+    table: str
+    row: str
+    variant: str
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class PublishedTime:
+    """A processing time in seconds; `budget` names the field of a record's budget beside it."""
+
+    what: str
+    variant: str
+    budget: str
+    seconds: float
+    machine: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A comparison the paper makes: `better` beats `worse` by `published_effect` in `metric`."""
+
+    text: str
+    better: str
+    worse: str
+    metric: str
+    published_effect: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What one paper printed: whose it is, what it was measured on, its numbers and claims."""
+
+    name: str
+    title: str
+    authors: str
+    chapter: str
+    data: str
+    split: str
+    images: int
+    scores: tuple[PublishedScore, ...]
+    times: tuple[PublishedTime, ...]
+    claims: tuple[Claim, ...]
+
+
+def papers() -> tuple[str, ...]:
+    """The names of the papers whose numbers are here, in the order of their chapters."""
+    found = [p for p in files("nuctut.published").iterdir() if p.name.endswith(".toml")]
+    names = [path.name.removesuffix(".toml") for path in found]
+    return tuple(sorted(names, key=lambda name: published(name).chapter))
+
+
+def published(name: str) -> Published:
+    """What a paper published, by its name such as "labels_for_free".
+
+    Raises:
+        ValueError: For an unknown name, naming those there are.
+    """
+    folder = files("nuctut.published")
+    path = folder / f"{name}.toml"
+    if not path.is_file():
+        known = sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if ".toml" in p.name)
+        raise ValueError(f"No paper is named {name!r}; those there are: {', '.join(known)}.")
+    return read_published(Path(str(path)))
+
+
+def read_published(path: Path) -> Published:
+    """Read one paper's numbers from a TOML file.
+
+    Raises:
+        ValueError: Naming the file, the entry and the field at fault.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not a TOML file ({error}).") from error
+    entries = {
+        block: tuple(
+            _entry(kind, entry, f"{path}: {block}[{index}]")
+            for index, entry in enumerate(content.pop(block, []))
+        )
+        for block, kind in (("scores", PublishedScore), ("times", PublishedTime), ("claims", Claim))
+    }
+    paper = _entry(Published, content | entries | {"name": path.stem}, f"{path}")
+    _check_published(paper, path)
+    return paper
+
+
+def _entry(kind: type, entry: Any, where: str) -> Any:
+    """A table of the file as a dataclass; every field must be there, of its type, and no other."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where}: must be a table, not {entry!r}.")
+    known = {field.name: field for field in fields(kind)}
+    for name in entry:
+        if name not in known:
+            raise ValueError(f"{where}: {name} is no field; those there are: {', '.join(known)}.")
+    expected = {"str": str, "int": int, "float": (int, float)}
+    for name, field in known.items():
+        if name not in entry:
+            if isinstance(field.default, str):
+                continue
+            raise ValueError(f"{where}: {name} is missing.")
+        wanted = expected.get(field.type, tuple)
+        if not isinstance(entry[name], wanted) or isinstance(entry[name], bool):
+            raise ValueError(f"{where}: {name} must be a {field.type}, not {entry[name]!r}.")
+    return kind(**entry)
+
+
+def _check_published(paper: Published, path: Path) -> None:
+    """Metrics must be known, cells unique, values possible, effects what the tables give."""
+    values: dict[tuple[str, str], float] = {}
+    for index, score in enumerate(paper.scores):
+        where = f"{path}: scores[{index}]"
+        _check_metric(score.metric, where)
+        if not 0 <= score.value <= 1:
+            raise ValueError(f"{where}: value must lie from 0 to 1, not {score.value}.")
+        if (score.variant, score.metric) in values:
+            raise ValueError(f"{where}: {score.variant} has a {score.metric} already.")
+        values[score.variant, score.metric] = score.value
+    for index, time in enumerate(paper.times):
+        if time.seconds <= 0:
+            raise ValueError(f"{path}: times[{index}]: seconds must be above 0.")
+    for index, claim in enumerate(paper.claims):
+        where = f"{path}: claims[{index}]"
+        _check_metric(claim.metric, where)
+        better = values.get((claim.better, claim.metric), math.nan)
+        worse = values.get((claim.worse, claim.metric), math.nan)
+        if abs(better - worse - claim.published_effect) > 5e-4:
+            raise ValueError(
+                f"{where}: published_effect must be {better - worse:.3f}, as the tables give, "
+                f"not {claim.published_effect}."
+            )
+
+
+def _check_metric(metric: str, where: str) -> None:
+    if metric not in POOLED_METRICS:
+        known = ", ".join(POOLED_METRICS)
+        raise ValueError(f"{where}: metric must be one of {known}, not {metric!r}.")
+
+
+# --- which records speak for a variant ----------------------------------------------------------
+
+
+def evidence() -> list[Record]:
+    """All records of this checkout: the committed ones, and those of runs that prove nothing."""
+    return read_all(results_root()) + read_all(runs_root() / "results")
+
+
+def _speaking_for(
+    records: Iterable[Record], paper: Published, variant: str, preset: str | None = None
+) -> list[Record]:
+    """The records of a variant at its best preset, one per seed, by seed; comparable ones first.
+
+    Of leftovers that prove nothing, those measured on the same images as the newest.
+
+    Raises:
+        ValueError: When evidence was not all measured on the same images, naming two records.
+    """
+    own = [
+        record
+        for record in records
+        if (record.chapter, record.variant) == (paper.chapter, variant)
+        and preset in (None, record.preset)
+    ]
+    if not own:
+        return []
+
+    def rank(record: Record) -> tuple:
+        comparable = not _obstacle(record, paper)
+        source = -SOURCES.index(record.data["source"])
+        return comparable, PRESETS.index(record.preset), source
+
+    best = max(rank(record) for record in own)
+    chosen = sorted((r for r in own if rank(r) == best), key=lambda record: record.seed)
+    if _obstacle(chosen[0], paper):
+        newest = max(chosen, key=lambda record: datetime.fromisoformat(record.created))
+        images = newest.data["fingerprint"]
+        chosen = [record for record in chosen if record.data["fingerprint"] == images]
+    for record in chosen[1:]:
+        if record.data["fingerprint"] != chosen[0].data["fingerprint"]:
+            raise ValueError(
+                f"{file_of(chosen[0])} and {file_of(record)} were measured on different images; "
+                "remove or repeat one of them."
+            )
+    if len({record.seed for record in chosen}) < len(chosen):
+        raise ValueError(f"{file_of(chosen[0])}: two records of the same run; remove one of them.")
+    return chosen
+
+
+def _obstacle(record: Record, paper: Published) -> str:
+    """Why a record may not stand beside the paper's number; empty when it may."""
+    data = record.data
+    if data["source"] != "real":
+        return f"{data['source']} data"
+    if (data["name"], data["split"]) != (paper.data, paper.split):
+        return f"measured on {data['name']} {data['split']}, not {paper.data} {paper.split}"
+    if record.preset == "smoke":
+        return "smoke preset"
+    if data["count"] != paper.images:
+        return f"measured on {data['count']} of {paper.images} images"
+    return ""
+
+
+# --- the bootstrap ------------------------------------------------------------------------------
+
+
+@cache
+def _draws(images: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each image is drawn, (resamples, images), and each seed's share of the mean."""
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    drawn = rng.multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
+    share = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
+    return drawn, share
+
+
+def resampled(records: Sequence[Record], metric: str) -> np.ndarray:
+    """(resamples,) pooled scores, averaged over the seeds, of drawn images and seeds.
+
+    Args:
+        records: One per seed, all of the same images.
+        metric: One of `nuctut.records.POOLED_METRICS`.
+
+    The draws depend on the numbers of images and seeds only, so that two variants with equally
+    many of both are drawn alike, and their difference is a paired one.
+    """
+    drawn, share = _draws(len(records[0].images), len(records))
+    keys = [row["key"] for row in records[0].images]
+    score = np.zeros(RESAMPLES)
+    for seed, record in enumerate(records):
+        rows = {row["key"]: row for row in record.images}
+        of_seed = pooled([rows[key] for key in keys], metric, drawn)
+        # a seed that was not drawn must not count, not even where its score is NaN
+        score += np.where(share[:, seed] > 0, share[:, seed] * of_seed, 0)
+    return score
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of resampled values, NaNs left out; NaN when there is nothing else."""
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return math.nan, math.nan
+    low, high = np.quantile(values, INTERVAL)
+    return float(low), float(high)
+
+
+def verdict(published: float, measured: float, low: float, high: float) -> str:
+    """Either "reproduced", "better" or "worse", by the rule this module opens with."""
+    if low <= published <= high or abs(measured - published) <= TOLERANCE:
+        return "reproduced"
+    return "better" if measured > published else "worse"
+
+
+def claim_verdict(low: float, high: float) -> str:
+    """Either "holds", "fails" or "unclear", for the interval of better minus worse."""
+    if low > 0:
+        return "holds"
+    return "fails" if high < 0 else "unclear"
+
+
+# --- the tables ---------------------------------------------------------------------------------
+
+NO_SCORE = "nothing to score in these images"
+PROVENANCE = ("data", "preset", "seeds", "device", "git_commit", "files")
+
+
+def compare_scores(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
+    """Every cell of the paper's tables beside what was measured.
+
+    Returns:
+        One line per published cell: table, row, variant, metric, label, published, measured (mean
+        over the seeds), low, high, difference (NaN where not comparable), verdict, reason (of a
+        verdict that compares nothing) and `PROVENANCE`.
+    """
+    records = list(records)
+    lines = []
+    for cell in paper.scores:
+        chosen = _speaking_for(records, paper, cell.variant)
+        line = {
+            "table": cell.table,
+            "row": cell.row,
+            "variant": cell.variant,
+            "metric": cell.metric,
+            "label": f"{cell.row}\n{METRIC_NAMES[cell.metric]}",
+            "published": cell.value,
+        }
+        lines.append(line | _measured(cell, chosen, paper) | _provenance(chosen))
+    columns = ["table", "row", "variant", "metric", "label", "published", "measured"]
+    columns += ["low", "high", "difference", "verdict", "reason", *PROVENANCE]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def _measured(cell: PublishedScore, chosen: list[Record], paper: Published) -> dict[str, Any]:
+    """The measured half of a line."""
+    if not chosen:
+        nothing = dict.fromkeys(("measured", "low", "high", "difference"), math.nan)
+        return nothing | _no_verdict("not yet run", f"no record of {cell.variant}")
+    measured = _mean_score(chosen, cell.metric)
+    low, high = interval(resampled(chosen, cell.metric))
+    reason = _obstacle(chosen[0], paper) or (NO_SCORE if math.isnan(measured) else "")
+    return {
+        "measured": measured,
+        "low": low,
+        "high": high,
+        "difference": math.nan if reason else measured - cell.value,
+        "verdict": "not comparable" if reason else verdict(cell.value, measured, low, high),
+        "reason": reason,
+    }
+
+
+def judge_claims(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
+    """Every claim of the paper beside what was measured, paired by image and seed.
+
+    Returns:
+        One line per claim: text, note, metric, better, worse, published_effect, measured_effect
+        (mean over the seeds both have), low, high, verdict, reason and `PROVENANCE`.
+    """
+    records = list(records)
+    lines = []
+    for claim in paper.claims:
+        better, worse = _pair(claim, paper, records)
+        line = asdict(claim) | _judged(claim, better, worse, paper, records)
+        lines.append(line | _provenance(better + worse))
+    columns = ["text", "note", "metric", "better", "worse", "published_effect"]
+    columns += ["measured_effect", "low", "high", "verdict", "reason", *PROVENANCE]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def _pair(
+    claim: Claim, paper: Published, records: list[Record]
+) -> tuple[list[Record], list[Record]]:
+    """Both sides' records at the best preset both ran, seed by seed; comparable ones first."""
+    candidates = []
+    for preset in reversed(PRESETS):
+        better, worse = (
+            {record.seed: record for record in _speaking_for(records, paper, variant, preset)}
+            for variant in (claim.better, claim.worse)
+        )
+        seeds = sorted(better.keys() & worse.keys())
+        if seeds:
+            candidates.append(([better[seed] for seed in seeds], [worse[seed] for seed in seeds]))
+    comparable = [pair for pair in candidates if not any(_obstacle(s[0], paper) for s in pair)]
+    return (comparable or candidates or [([], [])])[0]
+
+
+def _judged(
+    claim: Claim,
+    better: list[Record],
+    worse: list[Record],
+    paper: Published,
+    records: list[Record],
+) -> dict[str, Any]:
+    """The measured half of a claim's line."""
+    nothing = dict.fromkeys(("measured_effect", "low", "high"), math.nan)
+    if not better:
+        ran = {record.variant for record in records if record.chapter == paper.chapter}
+        missing = [variant for variant in (claim.better, claim.worse) if variant not in ran]
+        if missing:
+            return nothing | _no_verdict("not yet run", f"no record of {' and '.join(missing)}")
+        return nothing | _no_verdict("not comparable", "no preset and seed that both sides ran")
+    if better[0].data["fingerprint"] != worse[0].data["fingerprint"]:
+        return nothing | _no_verdict("not comparable", "the two sides ran on different images")
+    low, high = interval(resampled(better, claim.metric) - resampled(worse, claim.metric))
+    effect = _mean_score(better, claim.metric) - _mean_score(worse, claim.metric)
+    reason = _obstacle(better[0], paper) or (NO_SCORE if math.isnan(effect) else "")
+    return {
+        "measured_effect": effect,
+        "low": low,
+        "high": high,
+        "verdict": "not comparable" if reason else claim_verdict(low, high),
+        "reason": reason,
+    }
+
+
+def compare_times(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
+    """The paper's processing times beside measured ones: other machines, so no verdict of speed.
+
+    Returns:
+        One line per published time: what, published and measured (seconds, mean over the seeds),
+        ratio (published / measured), verdict (never more than "not comparable"), reason, machine
+        (the paper's) and `PROVENANCE`.
+    """
+    records = list(records)
+    lines = []
+    for time in paper.times:
+        chosen = _speaking_for(records, paper, time.variant)
+        seconds = [_budget_seconds(record, time.budget) for record in chosen]
+        seconds = [value for value in seconds if value is not None]
+        measured = float(np.mean(seconds)) if seconds else math.nan
+        line = {"what": time.what, "published": time.seconds, "measured": measured}
+        line |= {"ratio": time.seconds / measured if seconds else math.nan}
+        if seconds:
+            line |= _no_verdict("not comparable", "other machines")
+        else:
+            line |= _no_verdict("not yet run", f"no record holds {time.budget}")
+        lines.append(line | {"machine": time.machine} | _provenance(chosen if seconds else []))
+    columns = ["what", "published", "measured", "ratio", "verdict", "reason", "machine"]
+    return pd.DataFrame(lines, columns=[*columns, *PROVENANCE])
+
+
+def _budget_seconds(record: Record, name: str) -> float | None:
+    """A time of the record's budget; that of an update, unless kept, from the whole fit's."""
+    if name == "seconds_per_update" and name not in record.budget and record.budget["updates"]:
+        return record.budget["seconds"] / record.budget["updates"]
+    return record.budget.get(name)
+
+
+def _no_verdict(name: str, reason: str) -> dict[str, str]:
+    return {"verdict": name, "reason": reason}
+
+
+def _mean_score(records: Sequence[Record], metric: str) -> float:
+    return float(np.mean([record.scores[metric] for record in records]))
+
+
+def _provenance(records: Sequence[Record]) -> dict[str, str]:
+    """What a line rests on; several different values of one field stand side by side."""
+
+    def joined(values: Iterable[str]) -> str:
+        return ", ".join(dict.fromkeys(values))
+
+    return {
+        "data": joined(describe(record) for record in records),
+        "preset": joined(record.preset for record in records),
+        "seeds": joined(str(record.seed) for record in records),
+        "device": joined(record.budget["device"] for record in records),
+        "git_commit": joined(record.git_commit or "none" for record in records),
+        "files": joined(file_of(record) for record in records),
+    }
+
+
+def describe(record: Record) -> str:
+    """What a record was measured on, such as "bbbc039 test (real, 50 images)"."""
+    data = record.data
+    return f"{data['name']} {data['split']} ({data['source']}, {data['count']} images)"
+
+
+def file_of(record: Record) -> str:
+    """The record's file as seen from the checkout's top folder."""
+    if record.path is not None and record.path.resolve().is_relative_to(project_root()):
+        return record.path.resolve().relative_to(project_root()).as_posix()
+    return f"{record.chapter}/{record.name}.json"
+
+
+def tally(table: pd.DataFrame) -> str:
+    """How often each verdict was given, such as "holds 5 · unclear 1 · not yet run 2"."""
+    counts = table["verdict"].value_counts()
+    return " · ".join(f"{name} {counts[name]}" for name in VERDICT_TINTS if name in counts)
+
+
+def sources(table: pd.DataFrame) -> str:
+    """What a table's measured numbers rest on, for a figure's title."""
+    return ", ".join(dict.fromkeys(filter(None, table["data"]))) or "nothing yet"
+
+
+# --- the tables as a page shows them ------------------------------------------------------------
+
+# Behind the text, and half transparent, so that they suit a light page and a dark one.
+VERDICT_TINTS = {
+    "reproduced": "rgba(0, 158, 115, 0.28)",
+    "holds": "rgba(0, 158, 115, 0.28)",
+    "better": "rgba(0, 114, 178, 0.30)",
+    "worse": "rgba(213, 94, 0, 0.30)",
+    "fails": "rgba(213, 94, 0, 0.30)",
+    "unclear": "rgba(230, 159, 0, 0.28)",
+    "not comparable": "rgba(140, 140, 140, 0.22)",
+    "not yet run": "rgba(140, 140, 140, 0.22)",
+}
+
+
+def show_scores(table: pd.DataFrame) -> Styler:
+    """`compare_scores` as a page shows it: intervals, verdict, and links to the records below."""
+    score = table["metric"].map(METRIC_NAMES) + ", " + table["table"]
+    shown = {
+        "Row": _two_lines(table["row"], score),
+        "Verdict": _verdicts(table),
+        "Published": table["published"].map(_number),
+        "Measured": _with_interval(table, "measured", _number),
+        "Difference": table["difference"].map(_signed),
+        "Records": table["files"].map(_links),
+    }
+    return _styled(pd.DataFrame(shown), table, "scores")
+
+
+def show_claims(table: pd.DataFrame) -> Styler:
+    """`judge_claims` as a page shows it."""
+    score = table["metric"].map(METRIC_NAMES) + table["note"].map(
+        lambda note: f". {note}" * bool(note)
+    )
+    shown = {
+        "Claim": _two_lines(table["text"], score),
+        "Verdict": _verdicts(table),
+        "Published": table["published_effect"].map(_signed),
+        "Measured": _with_interval(table, "measured_effect", _signed),
+        "Records": table["files"].map(_links),
+    }
+    return _styled(pd.DataFrame(shown), table, "claims")
+
+
+def show_claims_at_a_glance(table: pd.DataFrame) -> Styler:
+    """The claims and their verdicts alone, for a page that holds no records to link to."""
+    shown = {"Claim": table["text"].map(html.escape), "Verdict": _verdicts(table)}
+    return _styled(pd.DataFrame(shown), table, "glance")
+
+
+def show_times(table: pd.DataFrame) -> Styler:
+    """`compare_times` as a page shows it, with both machines."""
+    machines = "there: " + table["machine"]
+    machines += table["device"].map(lambda device: f"; here: {device}" * bool(device))
+    shown = {
+        "Step": _two_lines(table["what"], machines),
+        "Verdict": _verdicts(table),
+        "Published": table["published"].map(_seconds),
+        "Measured": table["measured"].map(_seconds),
+        "Ratio": table["ratio"].map(lambda ratio: "" if math.isnan(ratio) else f"{ratio:.3g}"),
+        "Records": table["files"].map(_links),
+    }
+    return _styled(pd.DataFrame(shown), table, "times")
+
+
+def _styled(shown: pd.DataFrame, table: pd.DataFrame, name: str) -> Styler:
+    """The words of the first column may wrap, all others stay on their lines."""
+    tints = table["verdict"].map(
+        lambda v: f"background-color: {VERDICT_TINTS[v]}; font-weight: 600"
+    )
+    first, *others = shown
+    return (
+        Styler(shown, uuid=name, cell_ids=False)
+        .hide(axis="index")
+        .set_caption(f"Measured: {html.escape(sources(table))}")
+        .apply(lambda column: tints, subset=["Verdict"])
+        .set_properties(subset=[first], **{"text-align": "left", "min-width": "11em"})
+        .set_properties(subset=others, **{"white-space": "nowrap"})
+        # the theme lays out tables of the first class, and leaves those of the second their
+        # transparent ground in dark mode
+        .set_table_attributes('class="table dataframe"')
+    )
+
+
+def _two_lines(upper: pd.Series, lower: pd.Series) -> pd.Series:
+    return upper.map(html.escape) + "<br><small>" + lower.map(html.escape) + "</small>"
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.3f}".replace("-", MINUS)
+
+
+def _seconds(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def _with_interval(table: pd.DataFrame, name: str, shown: Callable[[float], str]) -> list[str]:
+    return [
+        ""
+        if math.isnan(value)
+        else f"{shown(value)}<br><small>{shown(low)} to {shown(high)}</small>"
+        for value, low, high in zip(table[name], table["low"], table["high"], strict=True)
+    ]
+
+
+def _verdicts(table: pd.DataFrame) -> list[str]:
+    return [
+        f"{name}<br><small>{html.escape(reason)}</small>" if name == "not comparable" else name
+        for name, reason in zip(table["verdict"], table["reason"], strict=True)
+    ]
+
+
+def _links(files: str) -> str:
+    """Links to the cards of `record_cards`, one line per variant, such as "lite s1 s2"."""
+    lines: dict[str, str] = {}
+    for file in filter(None, files.split(", ")):
+        name = Path(file).stem
+        variant, preset, seed = name.split("--")
+        link = f'<a href="#{_anchor(file)}" aria-label="{name}" title="{name}">{seed}</a>'
+        lines[variant] = f"{lines.get(variant, preset)} {link}"
+    return "<br>".join(lines.values())
+
+
+def _anchor(file: str) -> str:
+    return "record-" + file.removesuffix(".json").replace("/", "-")
+
+
+def record_cards(records: Iterable[Record], *tables: pd.DataFrame) -> str:
+    """The records that the tables rest on as HTML, one closed fold each, links' targets inside.
+
+    A browser opens a fold by itself when a link leads into it.
+    """
+    used = {file for table in tables for files in table["files"] for file in files.split(", ")}
+    cards = [_card(record) for record in records if file_of(record) in used]
+    return "\n".join(cards) or "<p>No record yet.</p>"
+
+
+def _card(record: Record) -> str:
+    training = record.data["training"]
+    budget = {name: value for name, value in record.budget.items() if value is not None}
+    entries = {
+        "file": file_of(record),
+        "data": describe(record),
+        "fingerprint": record.data["fingerprint"],
+        "trained on": f"{training['count']} images, {training['labels']}"
+        if training
+        else "nothing",
+        "preset": record.preset,
+        "seed": record.seed,
+        "git commit": record.git_commit or "none",
+        "created": record.created,
+        **{name.replace("_", " "): value for name, value in budget.items()},
+        "versions": ", ".join(f"{name} {v}" for name, v in record.versions.items() if v),
+        "parameters": ", ".join(f"{name} = {value}" for name, value in record.parameters.items()),
+    }
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in entries.items()
+    )
+    title = f"{record.variant} · {record.preset} · seed {record.seed}"
+    return (
+        f"<details><summary>{html.escape(title)}</summary>"
+        f'<table class="dataframe" id="{_anchor(file_of(record))}">{rows}</table></details>'
+    )

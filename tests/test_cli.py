@@ -1,0 +1,146 @@
+"""The command line passes on what it is asked for, and tells errors in one message."""
+
+import re
+import sys
+
+import pytest
+from chapter_maker import write_chapter, write_project
+
+from nuctut import book, cli, datasets, notebooks
+
+
+@pytest.fixture
+def nuctut(tmp_path, monkeypatch, capsys):
+    """Runs the command and returns its exit status, standard output and standard error."""
+    monkeypatch.setenv("NUCTUT_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("NUCTUT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["nuctut", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        return ended.value.code, told.out, told.err
+
+    return call
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    root = tmp_path / "project"
+    write_project(root, ["01_tiny"], [])
+    write_chapter(root / "book" / "01_tiny.ipynb", "print(seed)")
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_data_list_says_what_is_here(nuctut):
+    status, out, _ = nuctut("data", "list")
+    assert status == 0
+    assert re.search(r"bbbc039 .* missing", out)
+
+
+def test_simulated_data_are_written_checked_and_never_called_real(nuctut, tmp_path):
+    folder = tmp_path / "data" / "bbbc039"
+    status, out, _ = nuctut("data", "simulate", "bbbc039", "--folder", folder, "--seed", 3)
+    assert status == 0 and str(folder) in out
+    status, out, _ = nuctut("data", "check", "bbbc039")
+    assert status == 0 and "(simulated)" in out
+    assert re.search(r"bbbc039 .* simulated", nuctut("data", "list")[1])
+
+
+def test_check_fails_where_something_is_wrong(nuctut):
+    status, out, _ = nuctut("data", "check", "bbbc039")
+    assert status == 1
+    assert "problem: " in out and "nuctut data fetch bbbc039" in out
+
+
+def test_fetch_asks_for_the_named_set(nuctut, monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "fetch", lambda name: tmp_path / name)
+    assert nuctut("data", "fetch", "bbbc039")[:2] == (0, f"{tmp_path / 'bbbc039'}\n")
+
+
+@pytest.mark.parametrize("action", ["fetch", "check", "simulate"])
+def test_an_unknown_data_set_is_one_line(nuctut, action):
+    status, _, err = nuctut("data", action, "nope")
+    assert status == 1
+    assert re.fullmatch(r"Error: There is no data set 'nope', but bbbc039\.\n", err)
+
+
+def test_a_full_disk_is_one_line(nuctut, monkeypatch):
+    def full(name):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datasets, "fetch", full)
+    assert nuctut("data", "fetch", "bbbc039")[0::2] == (
+        1,
+        "Error: [Errno 28] No space left on device\n",
+    )
+
+
+def test_run_passes_its_parameters_on(nuctut, project, monkeypatch):
+    asked = []
+    monkeypatch.setattr(notebooks, "run_chapter", lambda *arguments: asked.append(arguments))
+    nuctut("run", "01", "-p", "preset=lite", "--parameter", "seed=1")
+    nuctut("run", "01", "-p", "text=a=b")
+    assert asked == [("01", {"preset": "lite", "seed": "1"}), ("01", {"text": "a=b"})]
+
+
+def test_run_list_shows_the_parameters_and_runs_nothing(nuctut, project):
+    status, out, _ = nuctut("run", "01", "--list")
+    assert status == 0
+    assert "seed: int = 0  # of the random generator" in out
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "02"], "no one chapter '02', but 01_tiny"),
+        (["run", "01", "-p", "sed=1"], "no parameter 'sed'"),
+        (["run", "01", "-p", "seed=one"], "parameter seed: expected int, not 'one'"),
+        (["run", "01", "-p", "preset=huge"], "no preset 'huge', but smoke, lite, paper"),
+        (["run", "01", "-p", "seed"], "NAME=VALUE, not 'seed'"),
+        (["run", "01", "-p", "seed=1", "-p", "seed=2"], "'seed' is given twice"),
+        (["sweep", "01", "-p", "seed=1,x"], "parameter seed: expected int, not 'x'"),
+        (["book", "--preset", "huge"], "no preset 'huge', but smoke, lite, paper"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_that_says_what_exists(nuctut, project, arguments, told):
+    status, _, err = nuctut(*arguments)
+    assert status == 1
+    assert err.startswith("Error: ") and told in err and err.count("\n") == 1
+
+
+def test_sweep_splits_values_at_commas(nuctut, project, monkeypatch):
+    asked = []
+    monkeypatch.setattr(notebooks, "sweep", lambda *arguments: asked.append(arguments))
+    nuctut("sweep", "01", "-p", "preset=smoke", "-p", "seed=1,2")
+    assert asked == [("01", {"preset": ["smoke"], "seed": ["1", "2"]})]
+
+
+def test_book_passes_its_preset_on(nuctut, monkeypatch):
+    asked = []
+    monkeypatch.setattr(book, "build_book", asked.append)
+    nuctut("book")
+    nuctut("book", "--preset", "lite")
+    assert asked == ["smoke", "lite"]
+
+
+def test_scoreboard_sets_every_claim_beside_its_verdict(nuctut, project):
+    """In a project without records, everything is yet to be run."""
+    status, out, _ = nuctut("scoreboard")
+    assert status == 0
+    assert "Matuszewski & Ranefall" in out
+    assert re.search(r"object Jaccard +0\.892 +not yet run", out)
+    assert "Measured on nothing yet." in out
+
+
+def test_an_unexpected_error_keeps_its_traceback(nuctut, monkeypatch):
+    def broken(preset):
+        raise KeyError("a bug of ours")
+
+    monkeypatch.setattr(book, "build_book", broken)
+    with pytest.raises(KeyError):
+        nuctut("book")

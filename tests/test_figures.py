@@ -1,0 +1,330 @@
+"""Figures: what they count on hand-drawn labels, and what ends up on the canvas."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from matplotlib.colors import to_rgb
+
+from nuctut import figures, metrics
+from nuctut.samples import Sample
+
+SOURCE = "drawn by hand · simulated"
+
+
+def drawn(*rows: str) -> np.ndarray:
+    """Labels from text: one digit per pixel, a dot is background."""
+    return np.array([[0 if c == "." else int(c) for c in row] for row in rows], np.int32)
+
+
+def block(*boxes: tuple[int, int, int, int], shape=(12, 12)) -> np.ndarray:
+    """Labels 1, 2, … from boxes (top, bottom, left, right), ends not included."""
+    labels = np.zeros(shape, np.int32)
+    for label, (top, bottom, left, right) in enumerate(boxes, start=1):
+        labels[top:bottom, left:right] = label
+    return labels
+
+
+def picture(fig) -> np.ndarray:
+    """The pixels that a figure of one image shows."""
+    return fig.axes[0].images[0].get_array()
+
+
+def legend(fig) -> list[str]:
+    return [text.get_text() for text in fig.legends[0].get_texts()]
+
+
+# --- display_range -----------------------------------------------------------------------------
+
+
+def test_display_range_spans_black_to_white_between_the_percentiles():
+    image = np.arange(101, dtype=np.uint16)[None, :] * 40
+    view = figures.display_range(image, low=10, high=90)
+    assert view.dtype == np.uint8
+    assert (view[0, :11] == 0).all() and (view[0, 90:] == 255).all()
+    assert view[0, 50] == 128  # half way between the two percentiles
+
+
+def test_gamma_below_one_lifts_the_dim_and_leaves_the_ends():
+    image = np.array([[0, 1000, 4000]], np.uint16)
+    plain = figures.display_range(image, low=0, high=100)
+    lifted = figures.display_range(image, low=0, high=100, gamma=0.5)
+    assert plain.tolist() == [[0, 64, 255]]
+    assert lifted.tolist() == [[0, 128, 255]]  # the root of a quarter is a half
+
+
+def test_an_image_of_one_value_is_black():
+    assert not figures.display_range(np.full((4, 4), 700, np.uint16)).any()
+
+
+# --- outlines and touching pairs ---------------------------------------------------------------
+
+
+def test_the_outline_of_a_square_is_its_rim():
+    labels = block((2, 7, 2, 7))
+    expected = labels > 0
+    expected[3:6, 3:6] = False
+    assert (figures.outlines(labels) == expected).all()
+
+
+def test_touching_nuclei_keep_a_line_each_and_the_image_edge_is_none():
+    labels = drawn("111222", "111222", "111222")
+    expected = drawn("..11..", "..11..", "..11..") > 0
+    assert (figures.outlines(labels) == expected).all()
+
+
+def test_touching_pairs_finds_straight_and_diagonal_neighbours_once():
+    labels = drawn(
+        "11.3.",
+        "11.3.",
+        "22..4",
+        ".....",
+        "5....",
+    )
+    assert figures.touching_pairs(labels).tolist() == [[1, 2], [3, 4]]
+    assert figures.touching_pairs(labels.T[::-1]).tolist() == [[1, 2], [3, 4]]
+
+
+def test_touching_pairs_of_nothing_is_empty():
+    assert figures.touching_pairs(np.zeros((3, 3), np.int32)).shape == (0, 2)
+
+
+# --- classify_objects --------------------------------------------------------------------------
+
+WIDE = block((2, 8, 1, 11))  # one nucleus, 6 by 10
+PAIR = block((2, 8, 1, 6), (2, 8, 6, 11))  # two that touch, 6 by 5 each
+TRIPLE = block((2, 8, 1, 4), (2, 8, 4, 8), (2, 8, 8, 11))  # 3, 4 and 3 columns
+COUNTS = ("matched", "missed", "false", "split", "merged")
+
+
+@pytest.mark.parametrize(
+    ("true", "pred", "counts"),
+    [
+        (PAIR, PAIR, (2, 0, 0, 0, 0)),
+        (WIDE, np.zeros_like(WIDE), (0, 1, 0, 0, 0)),
+        (np.zeros_like(WIDE), WIDE, (0, 0, 1, 0, 0)),
+        (np.zeros_like(WIDE), np.zeros_like(WIDE), (0, 0, 0, 0, 0)),
+        (WIDE, TRIPLE, (0, 0, 0, 1, 0)),
+        (TRIPLE, WIDE, (0, 0, 0, 0, 1)),
+        (WIDE, np.roll(WIDE, 4, axis=0), (0, 1, 1, 0, 0)),  # IoU 2 / 10 rows
+        (WIDE, np.roll(WIDE, 1, axis=0), (1, 0, 0, 0, 0)),  # IoU 5 / 7 rows
+    ],
+    ids=["same", "miss", "false", "empty", "split", "merge", "far shift", "near shift"],
+)
+def test_each_kind_of_error_is_counted_as_itself(true, pred, counts):
+    assert figures.classify_objects(true, pred).counts == dict(zip(COUNTS, counts, strict=True))
+
+
+def test_an_uneven_split_keeps_its_match_and_names_the_piece():
+    pred = block((2, 8, 1, 8), (2, 8, 8, 11))  # 7 and 3 of the 10 columns
+    classes = figures.classify_objects(WIDE, pred)
+    assert classes.true == {1: "matched"}
+    assert classes.pred == {1: "matched", 2: "split"}
+    assert classes.counts["split"] == 1
+
+
+def test_an_uneven_merge_keeps_its_match_and_names_the_swallowed():
+    true = block((2, 8, 1, 8), (2, 8, 8, 11))
+    classes = figures.classify_objects(true, WIDE)
+    assert classes.true == {1: "matched", 2: "merged"}
+    assert classes.pred == {1: "matched"}
+    assert classes.counts["merged"] == 1
+
+
+def test_two_exact_halves_match_once_since_matching_is_one_to_one():
+    classes = figures.classify_objects(WIDE, PAIR)
+    assert sorted(classes.pred.values()) == ["matched", "split"]
+    assert classes.counts["matched"] == 1
+
+
+def test_the_threshold_is_the_callers():
+    pred = np.roll(WIDE, 1, axis=0)  # IoU 5 / 7
+    assert figures.classify_objects(WIDE, pred, iou=0.8).counts["missed"] == 1
+
+
+def test_ids_may_have_gaps():
+    classes = figures.classify_objects(PAIR * 50, PAIR * 7)
+    assert classes.true == {50: "matched", 100: "matched"}
+    assert classes.pred == {7: "matched", 14: "matched"}
+
+
+def test_different_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"\(12, 12\).*\(3, 6\)"):
+        figures.classify_objects(WIDE, np.zeros((3, 6), np.int32))
+
+
+small_labels = arrays(np.int32, (6, 6), elements=st.integers(0, 4))
+
+
+@given(small_labels, small_labels, st.sampled_from([0.3, 0.5, 0.75]))
+def test_matched_is_the_number_the_tables_print(true, pred, iou):
+    classes = figures.classify_objects(true, pred, iou)
+    result = metrics.match(true, pred, iou)
+    assert classes.counts["matched"] == result.tp
+    assert sum(name != "matched" for name in classes.true.values()) == result.fn
+    assert sum(name != "matched" for name in classes.pred.values()) == result.fp
+
+
+# --- ranks -------------------------------------------------------------------------------------
+
+
+def test_ranks_start_at_the_best_and_ties_share_their_mean():
+    scores = pd.DataFrame({"dice": [0.9, 0.7, 0.9, np.nan], "f1": [0.1, 0.2, 0.3, 0.4]})
+    placed = figures.ranks(scores)
+    assert placed["dice"].tolist()[:3] == [1.5, 3.0, 1.5] and np.isnan(placed["dice"][3])
+    assert placed["f1"].tolist() == [4, 3, 2, 1]
+
+
+def test_scores_equal_but_for_rounding_are_ties():
+    scores = pd.DataFrame({"dice": [0.3, 0.1 + 0.2]})
+    assert figures.ranks(scores)["dice"].tolist() == [1.5, 1.5]
+
+
+# --- what is on the canvas ---------------------------------------------------------------------
+
+IMAGE = np.arange(144, dtype=np.uint16).reshape(12, 12)
+HISTORY = pd.DataFrame(
+    {"step": [0, 1, 2], "train_loss": [3.0, 2.0, 1.0], "val_loss": [3.5, np.nan, 1.5]}
+)
+CELLS = pd.DataFrame(
+    {
+        "label": ["network", "teacher"],
+        "published": [0.9, 0.5],
+        "measured": [0.8, np.nan],
+        "low": [0.7, np.nan],
+        "high": [0.85, np.nan],
+        "verdict": ["worse", "not yet run"],
+    }
+)
+SCORES = pd.DataFrame({"dice": [0.9, 0.9], "f1": [0.2, 0.4]}, index=["split", "merge"])
+SAMPLES = [Sample("a", IMAGE, block((1, 4, 1, 4), (4, 8, 1, 4), (9, 11, 9, 11)))]
+EVERY_FIGURE = {
+    "images": lambda: figures.images([IMAGE, PAIR, PAIR > 0], ["a", "b", "c"], source=SOURCE),
+    "overlay": lambda: figures.overlay(IMAGE, PAIR, WIDE, source=SOURCE),
+    "error_map": lambda: figures.error_map(IMAGE, PAIR, WIDE, source=SOURCE),
+    "probability_map": lambda: figures.probability_map(np.full((3, 4, 4), 1 / 3), source=SOURCE),
+    "loss_curves": lambda: figures.loss_curves(HISTORY, source=SOURCE),
+    "data_comparison": lambda: figures.data_comparison(SAMPLES, SAMPLES, source=SOURCE),
+    "published": lambda: figures.published_against_measured(CELLS, source=SOURCE),
+    "rank_chart": lambda: figures.rank_chart(SCORES, source=SOURCE),
+}
+
+
+@pytest.mark.parametrize("name", EVERY_FIGURE)
+def test_every_figure_names_its_source_on_white_and_is_shown_once(name, tmp_path):
+    fig = EVERY_FIGURE[name]()
+    assert SOURCE in fig.get_suptitle()
+    assert fig.get_facecolor() == (1, 1, 1, 1)
+    assert not plt.get_fignums(), "an open figure would be shown a second time"
+    fig.savefig(tmp_path / "figure.png")
+
+
+def test_the_error_map_paints_its_categories_and_counts_them():
+    true = block((1, 5, 1, 5), (7, 11, 1, 5))
+    pred = block((1, 5, 1, 5), (7, 11, 7, 11))
+    flat = np.zeros((12, 12), np.uint16)  # a black image, so that only the paint shows
+    fig = figures.error_map(flat, true, pred, source=SOURCE)
+    assert legend(fig)[:3] == ["matched 1", "missed 1", "false 1"]
+    shown = picture(fig)
+    for place, category in {(2, 2): "matched", (9, 2): "missed", (9, 9): "false"}.items():
+        expected = 0.6 * np.array(to_rgb(figures.CATEGORY_COLOURS[category]))
+        np.testing.assert_allclose(shown[place], expected)
+    assert (shown[1, 1] == 1).all(), "the true outline is white"
+    assert (shown[6, 6] == 0).all(), "the background stays as it is"
+
+
+def test_the_overlay_draws_agreement_white_and_each_side_in_its_colour():
+    true, pred = block((1, 5, 1, 5)), block((1, 5, 1, 7))
+    shown = picture(figures.overlay(np.zeros((12, 12)), true, pred, source=SOURCE))
+    assert (shown[1, 1] == 1).all()
+    np.testing.assert_allclose(shown[2, 4], to_rgb(figures.ORANGE))
+    np.testing.assert_allclose(shown[2, 6], to_rgb(figures.SKY))
+
+
+def test_an_overlay_of_one_set_has_no_prediction_in_its_legend():
+    assert legend(figures.overlay(IMAGE, PAIR, source=SOURCE)) == ["truth"]
+
+
+def test_touching_nuclei_never_share_a_colour():
+    labels = np.arange(1, 37, dtype=np.int32).reshape(6, 6).repeat(2, 0).repeat(2, 1)
+    # The palette has 7 colours: without care, 1 and 8 would touch in the same one.
+    colours = picture(figures.images([labels], ["labels"], source=SOURCE))
+    first = {label: tuple(colours[labels == label][0]) for label in range(1, 37)}
+    assert all(first[a] != first[b] for a, b in figures.touching_pairs(labels).tolist())
+    assert len(set(first.values())) > 2
+
+
+def test_background_is_black_and_masks_are_white():
+    labels, mask = figures.images([PAIR, PAIR > 0], ["labels", "mask"], source=SOURCE).axes
+    assert (labels.images[0].get_array()[0, 0] == 0).all()
+    assert set(np.unique(mask.images[0].get_array())) == {0, 255}
+
+
+def test_a_sure_pixel_has_its_class_colour_and_an_unsure_one_the_mixture():
+    probabilities = np.zeros((3, 1, 2))
+    probabilities[1, 0, 0] = 1
+    probabilities[1:, 0, 1] = 0.5
+    shown = picture(figures.probability_map(probabilities, source=SOURCE))
+    nucleus, separation = (np.array(to_rgb(c)) for c in (figures.SKY, figures.ORANGE))
+    np.testing.assert_allclose(shown[0, 0], nucleus)
+    np.testing.assert_allclose(shown[0, 1], (nucleus + separation) / 2)
+
+
+def test_a_probability_map_of_two_classes_is_refused():
+    with pytest.raises(ValueError, match=r"\(2, 4, 4\)"):
+        figures.probability_map(np.zeros((2, 4, 4)), source=SOURCE)
+
+
+def test_loss_curves_skip_missing_values_and_name_missing_columns():
+    fig = figures.loss_curves({"a": HISTORY, "b": HISTORY}, source=SOURCE)
+    assert len(fig.axes) == 1
+    train, validation = fig.axes[0].lines[:2]
+    assert train.get_ydata().tolist() == [3.0, 2.0, 1.0]
+    assert validation.get_xdata().tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"'b' lacks the columns \['val_loss'\]"):
+        figures.loss_curves({"b": HISTORY.drop(columns="val_loss")}, source=SOURCE)
+
+
+def test_the_learning_rate_has_its_own_panel():
+    fig = figures.loss_curves(HISTORY.assign(learning_rate=1e-3), source=SOURCE)
+    assert [ax.get_ylabel() for ax in fig.axes] == ["loss", "learning rate"]
+
+
+def test_data_comparison_counts_nuclei_that_touch():
+    apart = [Sample("b", IMAGE, block((1, 3, 1, 3), (6, 9, 6, 9)))]
+    fig = figures.data_comparison(SAMPLES, apart, source=SOURCE)
+    touching = [bar.get_height() for bar in fig.axes[2].patches]
+    assert touching == pytest.approx([200 / 3, 0])  # two of three, none of two
+
+
+def test_data_comparison_takes_images_without_nuclei():
+    empty = [Sample("empty", IMAGE, np.zeros((12, 12), np.int32))]
+    fig = figures.data_comparison(SAMPLES, empty, source=SOURCE)
+    assert fig.axes[2].patches[1].get_height() == 0
+
+
+def test_published_and_measured_stand_at_their_values_first_row_on_top():
+    ax = figures.published_against_measured(CELLS, source=SOURCE).axes[0]
+    interval, measured, published = ax.lines[:3]
+    assert interval.get_xdata() == pytest.approx([0.7, 0.85])
+    assert measured.get_xdata() == pytest.approx([0.8])
+    assert published.get_xdata() == pytest.approx([0.9])
+    assert ax.get_ylim() == (1.5, -0.5)
+    assert [text.get_text() for text in ax.texts] == ["worse", "not yet run"]
+
+
+def test_an_unknown_verdict_is_refused():
+    with pytest.raises(ValueError, match="splendid"):
+        figures.published_against_measured(CELLS.assign(verdict="splendid"), source=SOURCE)
+
+
+def test_the_rank_chart_puts_the_best_on_top_and_ties_apart():
+    ax = figures.rank_chart(SCORES, source=SOURCE).axes[0]
+    split, merge = (line.get_ydata() for line in ax.lines[::2])
+    assert merge[1] == 1 and split[1] == 2
+    assert split[0] != merge[0] and split[0] + merge[0] == 3
+    bottom, top = ax.get_ylim()
+    assert bottom > top, "rank 1 is on top"

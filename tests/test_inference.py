@@ -1,0 +1,139 @@
+"""Predictions do not know how the image was cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nuctut.inference import predict
+from nuctut.models.unet import ReducedUNet
+from nuctut.targets import standardise
+
+
+@pytest.fixture(scope="module")
+def network() -> ReducedUNet:
+    torch.manual_seed(1)
+    return ReducedUNet(channels=(2, 2, 2, 2, 2), last_channels=2)
+
+
+class Echo(nn.Module):
+    """Logits that are the image itself and its negative; remembers what it was given."""
+
+    stride = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+        self.seen: list[tuple[tuple[int, ...], bool]] = []
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.seen.append((tuple(image.shape), self.training))
+        return torch.cat([image * self.gain, -image], 1)
+
+
+def echo_of(image: np.ndarray) -> np.ndarray:
+    first = 1 / (1 + np.exp(-2 * standardise(image).astype(float)))
+    return np.stack([first, 1 - first])
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap", "batch_size"), [(256, 224, 4), (288, 224, 1), (320, 256, 3), (384, 224, 2)]
+)
+def test_the_grid_of_tiles_leaves_no_trace(network, tile, overlap, batch_size):
+    image = np.random.default_rng(0).gamma(2, 100, (301, 413)).astype(np.uint16)
+    whole = predict(network, image, tile=1024)
+    tiled = predict(network, image, tile=tile, overlap=overlap, batch_size=batch_size)
+    np.testing.assert_allclose(tiled, whole, atol=1e-5)
+
+
+def test_the_grid_does_show_where_the_overlap_is_too_small(network):
+    image = np.random.default_rng(0).gamma(2, 100, (301, 413)).astype(np.uint16)
+    whole = predict(network, image, tile=1024)
+    assert np.abs(predict(network, image, tile=256, overlap=0) - whole).max() > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 300), (300, 7), (16, 32), (33, 50)])
+def test_any_size_of_image(network, shape):
+    image = np.random.default_rng(0).integers(0, 4096, shape, dtype=np.uint16)
+    chances = predict(network, image)
+    assert chances.shape == (3, *shape) and chances.dtype == np.float32
+    assert np.isfinite(chances).all() and (chances >= 0).all()
+    np.testing.assert_allclose(chances.sum(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 90), (64, 64), (77, 130)])
+@pytest.mark.parametrize(("tile", "overlap"), [(32, 0), (48, 32), (1024, 224)])
+def test_every_pixel_comes_from_its_own_place(shape, tile, overlap):
+    image = np.random.default_rng(0).integers(0, 4096, shape, dtype=np.uint16)
+    result = predict(Echo(), image, tile=tile, overlap=overlap, batch_size=3)
+    np.testing.assert_allclose(result, echo_of(image), atol=1e-5)
+
+
+def test_tiles_are_batched_and_no_larger_than_asked_for():
+    echo = Echo()
+    predict(echo, np.random.default_rng(0).random((64, 100)), tile=32, overlap=0, batch_size=3)
+    # 2 × 4 tiles: the last column overlaps its neighbour, 112 = 100 padded to the stride.
+    assert [shape for shape, _ in echo.seen] == [(3, 1, 32, 32), (3, 1, 32, 32), (2, 1, 32, 32)]
+
+
+def test_an_image_without_nuclei(network):
+    chances = predict(network, np.full((40, 50), 117, np.uint16))
+    assert np.isfinite(chances).all()
+    np.testing.assert_allclose(chances.sum(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_is_evaluated_and_left_as_it_was(training):
+    echo = Echo().train(training)
+    predict(echo, np.ones((20, 20)))
+    assert [mode for _, mode in echo.seen] == [False]
+    assert echo.training is training
+
+
+def test_dropout_is_off(network):
+    network.train()
+    image = np.random.default_rng(0).random((48, 48))
+    np.testing.assert_array_equal(predict(network, image), predict(network, image))
+
+
+def test_the_callers_normalisation_sees_the_whole_image():
+    image = np.random.default_rng(0).random((50, 40))
+    seen = []
+
+    def normalise(pixels: np.ndarray) -> np.ndarray:
+        seen.append(pixels)
+        return np.zeros(pixels.shape, np.float32)
+
+    result = predict(Echo(), image, normalise=normalise, tile=32, overlap=0)
+    assert len(seen) == 1 and seen[0] is image
+    np.testing.assert_array_equal(result, np.full((2, 50, 40), 0.5, np.float32))
+
+
+def test_bf16_is_close_to_fp32(network):
+    image = np.random.default_rng(0).random((64, 64))
+    half = predict(network, image, precision="bf16")
+    full = predict(network, image)
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - full).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"tile": 100}, "multiple of 16.*tile=100"),
+        ({"tile": 256, "overlap": 48}, "32 below it.*overlap=48"),
+        ({"tile": 224, "overlap": 224}, "overlap=224"),
+        ({"overlap": -32}, "overlap=-32"),
+        ({"precision": "fp16"}, "precision must be.*'fp16'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(network, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        predict(network, np.zeros((32, 32)), **options)
+
+
+def test_a_colour_image_is_refused(network):
+    with pytest.raises(ValueError, match=r"\(H, W\), not \(32, 32, 3\)"):
+        predict(network, np.zeros((32, 32, 3)))

@@ -1,0 +1,124 @@
+"""Drawn class maps, and the nuclei they hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nuctut import postprocess
+from nuctut.targets import BACKGROUND, NUCLEUS, SEPARATION
+
+
+def two_nuclei(gap: int = 0) -> np.ndarray:
+    """Two halves of a 24×40 block with a two-pixel line between them, open for `gap` pixels."""
+    classes = np.full((40, 60), BACKGROUND)
+    classes[8:32, 10:50] = NUCLEUS
+    classes[8:32, 29:31] = SEPARATION
+    classes[19 : 19 + gap, 29:31] = NUCLEUS
+    return classes
+
+
+def chances(classes: np.ndarray) -> np.ndarray:
+    """A probability map whose most probable classes are these."""
+    return np.stack([np.where(classes == c, 0.4, 0.3) for c in range(3)]).astype(np.float32)
+
+
+@pytest.mark.parametrize("gap", [0, 1, 2])
+def test_a_predicted_line_parts_two_nuclei_even_with_a_small_gap_in_it(gap):
+    labels = postprocess.nuclei(chances(two_nuclei(gap)))
+    assert labels.dtype == np.int32
+    assert sorted(np.unique(labels)) == [0, 1, 2]
+    assert len({labels[20, 15], labels[20, 45], 0}) == 3
+
+
+def test_a_line_with_a_wide_gap_does_not_part():
+    labels = postprocess.nuclei(chances(two_nuclei(12)))
+    assert labels[20, 15] == labels[20, 45] > 0
+
+
+def test_lines_are_three_pixels_wide():
+    labels = postprocess.nuclei(chances(two_nuclei()))
+    for row in labels[12:28]:
+        cut = np.flatnonzero(row[10:50] == 0) + 10
+        assert len(cut) == 3 and 28 <= cut.min() and cut.max() <= 31
+
+
+def test_a_lone_nucleus_keeps_its_outline():
+    classes = np.full((40, 60), BACKGROUND)
+    classes[8:32, 10:50] = NUCLEUS
+    np.testing.assert_array_equal(postprocess.from_classes(classes), classes == NUCLEUS)
+
+
+def test_what_touches_by_a_corner_is_one_nucleus():
+    classes = np.random.default_rng(0).choice([0, 1, 1, 1, 1, 2], (60, 60))
+    labels = postprocess.from_classes(classes)
+    assert labels.max() > 5
+    for one, other in (
+        (labels[1:], labels[:-1]),
+        (labels[:, 1:], labels[:, :-1]),
+        (labels[1:, 1:], labels[:-1, :-1]),
+        (labels[1:, :-1], labels[:-1, 1:]),
+    ):
+        touching = (one > 0) & (other > 0)
+        np.testing.assert_array_equal(one[touching], other[touching])
+
+
+def test_a_probability_map_is_read_by_its_most_probable_class():
+    rng = np.random.default_rng(0)
+    map_ = rng.dirichlet([1, 1, 1], (20, 30)).transpose(2, 0, 1).astype(np.float32)
+    expected = postprocess.from_classes(map_.argmax(0))
+    np.testing.assert_array_equal(postprocess.nuclei(map_), expected)
+
+
+def test_maps_of_one_class():
+    empty = postprocess.nuclei(chances(np.full((20, 30), BACKGROUND)))
+    assert empty.shape == (20, 30) and empty.dtype == np.int32 and not empty.any()
+    full = postprocess.nuclei(chances(np.full((20, 30), NUCLEUS)))
+    assert (full == 1).all()
+    lines = postprocess.nuclei(chances(np.full((20, 30), SEPARATION)))
+    assert lines.shape == (20, 30)
+    assert not postprocess.give_back(empty, np.zeros((20, 30), bool)).any()
+    assert not postprocess.drop_border(empty).any()
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (2, 20, 30), (4, 20, 30), (1, 3, 20, 30)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"\(3, H, W\), not"):
+        postprocess.nuclei(np.zeros(shape, np.float32))
+
+
+def test_the_pixels_under_a_line_go_back_to_the_nearest_nucleus():
+    classes = two_nuclei()
+    cut = postprocess.from_classes(classes)
+    mask = classes != BACKGROUND
+    whole = postprocess.give_back(cut, mask)
+    assert whole.dtype == np.int32
+    np.testing.assert_array_equal(whole > 0, mask)
+    np.testing.assert_array_equal(whole[cut > 0], cut[cut > 0])
+    left, right = cut[20, 15], cut[20, 45]
+    for y, x in np.argwhere(mask & (cut == 0)):
+        reach = [np.hypot(*(np.argwhere(cut == one) - (y, x)).T).min() for one in (left, right)]
+        if reach[0] != reach[1]:
+            assert whole[y, x] == (left, right)[int(np.argmin(reach))]
+
+
+def test_nothing_is_given_back_beyond_its_reach():
+    labels = np.zeros((3, 12), np.int32)
+    labels[:, :2] = 1
+    mask = np.ones((3, 12), bool)
+    mask[0, 2] = False
+    grown = postprocess.give_back(labels, mask, reach=3)
+    assert grown[1].tolist() == [1] * 5 + [0] * 7
+    assert grown[0, 2] == 0
+
+
+def test_nuclei_at_the_edge_are_dropped_and_the_others_renumbered():
+    labels = np.zeros((8, 10), np.int32)
+    labels[0, 1], labels[3:5, 9], labels[7, 4], labels[4, 0] = 1, 2, 3, 5
+    labels[2:4, 2:4], labels[5, 5:7] = 7, 4
+    labels[2, 6], labels[0, 6] = 6, 6  # in two pieces, of which one touches
+    inner = postprocess.drop_border(labels)
+    assert inner.dtype == np.int32
+    expected = np.zeros((8, 10), np.int32)
+    expected[5, 5:7], expected[2:4, 2:4] = 1, 2
+    np.testing.assert_array_equal(inner, expected)

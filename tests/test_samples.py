@@ -1,0 +1,95 @@
+"""Samples refuse what they are not, and sets read lazily."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from nuctut.samples import Sample, SampleSet
+
+IMAGE = np.arange(12, dtype=np.uint16).reshape(3, 4)
+LABELS = np.array([[0, 1, 1, 0], [0, 0, 2, 2], [3, 0, 0, 0]], np.int32)
+
+
+def make_set(count: int = 5, **changes) -> tuple[SampleSet, list[str]]:
+    """A set of `count` samples, and the list of keys read so far."""
+    read: list[str] = []
+
+    def one(key: str) -> Sample:
+        read.append(key)
+        return Sample(key, IMAGE, LABELS)
+
+    about = {"name": "bbbc039", "split": "test", "source": "real", "fingerprint": "ab"} | changes
+    return SampleSet([f"k{i}" for i in range(count)], one, **about), read
+
+
+def test_a_sample_counts_its_nuclei_and_cannot_be_changed():
+    tags = {"plate": "7"}
+    sample = Sample("a", IMAGE, LABELS, tags)
+    assert sample.count == 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sample.key = "b"
+    with pytest.raises(TypeError):
+        sample.tags["plate"] = "8"
+    tags["plate"] = "9"
+    assert sample.tags == {"plate": "7"}
+
+
+def test_an_image_without_nuclei_is_a_sample():
+    assert Sample("empty", IMAGE, np.zeros((3, 4), np.int32)).count == 0
+
+
+def test_a_colour_image_is_a_sample():
+    assert Sample("h&e", np.zeros((3, 4, 3), np.uint8), LABELS).count == 3
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "reason"),
+    [
+        (np.zeros((3, 4, 4)), LABELS, r"\(H, W, 3\)"),
+        (np.zeros(12), LABELS, r"\(H, W\)"),
+        (IMAGE.T, LABELS, "do not fit"),
+        (IMAGE, LABELS.astype(np.int64), "int32, not int64"),
+        (np.where(IMAGE == 5, np.nan, 1.0), LABELS, "NaN"),
+        (np.where(IMAGE == 5, np.inf, 1.0), LABELS, "infinite"),
+        (IMAGE, LABELS - 1, "negative"),
+        (IMAGE, np.where(LABELS == 2, 0, LABELS).astype(np.int32), "without gaps"),
+    ],
+)
+def test_a_broken_sample_is_refused_by_its_key(image, labels, reason):
+    with pytest.raises(ValueError, match=f"^well_A01: .*{reason}"):
+        Sample("well_A01", image, labels)
+
+
+def test_a_set_reads_a_sample_when_asked_and_only_once():
+    samples, read = make_set()
+    assert len(samples) == 5 and read == []
+    first = samples[3]
+    assert first.key == "k3" and samples[3] is first and read == ["k3"]
+    assert samples[-1].key == "k4"
+    assert [sample.key for sample in samples] == list(samples.keys)
+    assert sorted(read) == list(samples.keys)
+    with pytest.raises(IndexError):
+        samples[5]
+
+
+def test_a_part_of_a_set_has_its_own_fingerprint_and_shares_what_was_read():
+    samples, read = make_set()
+    part = samples.take(2)
+    assert part.keys == ("k0", "k1")
+    assert (part.name, part.split, part.source) == ("bbbc039", "test", "real")
+    assert len({samples.fingerprint, part.fingerprint, samples.take(3).fingerprint}) == 3
+    assert part.fingerprint == samples.take(2).fingerprint
+    assert part[1] is samples[1] and read == ["k1"]
+    assert samples.take(5) is samples and samples.take(99) is samples
+    with pytest.raises(ValueError, match="at least 1"):
+        samples.take(0)
+
+
+def test_a_set_says_what_it_is():
+    assert make_set()[0].describe() == "bbbc039 test (real, 5 images)"
+    assert make_set(source="simulated")[0].describe() == "bbbc039 test (simulated, 5 images)"
+    with pytest.raises(ValueError, match="real, stand-in, simulated, not 'fake'"):
+        make_set(source="fake")

@@ -1,0 +1,579 @@
+"""Fitting, and going on after being killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nuctut import training
+from nuctut.inference import predict
+from nuctut.losses import LogDiceLoss
+from nuctut.models.unet import ReducedUNet
+from nuctut.targets import standardise, three_classes
+from nuctut.training import CornerTiles, FitSettings, NonFiniteLoss, RandomCrops, fit
+
+SETTINGS = FitSettings(
+    epochs=4, updates=3, batch_size=2, learning_rate=3e-3, schedule="one-cycle", device="cpu"
+)
+
+
+def pictures(count: int = 4, shape: tuple[int, int] = (40, 44)) -> tuple[list, list, list]:
+    """Images of two bright blocks that touch, their classes, and their keys."""
+    rng = np.random.default_rng(0)
+    images, classes = [], []
+    for _ in range(count):
+        labels = np.zeros(shape, np.int32)
+        y, x = (int(v) for v in rng.integers(2, 16, 2))
+        labels[y : y + 18, x : x + 10], labels[y : y + 18, x + 10 : x + 20] = 1, 2
+        images.append(rng.normal(200 + 800 * (labels > 0), 60).clip(0).astype(np.uint16))
+        classes.append(three_classes(labels))
+    return images, classes, [f"field_{i}" for i in range(count)]
+
+
+def crops(count: int = 4, **options: Any) -> RandomCrops:
+    return RandomCrops(*pictures(count), **{"size": 32, "gain": 0.2} | options)
+
+
+def network(seed: int = 0, dropout: float = 0.25) -> ReducedUNet:
+    torch.manual_seed(seed)
+    return ReducedUNet(channels=(4,) * 5, last_channels=4, dropout=(dropout,) * 4)
+
+
+def run(
+    folder: Path, train: Any = None, *, model: nn.Module | None = None, loss: Any = None, **changes
+) -> training.FitResult:
+    """A fit of under a second."""
+    settings = dataclasses.replace(SETTINGS, **changes)
+    train = crops() if train is None else train
+    check = crops(2, gain=0.0)
+    model = network() if model is None else model
+    return fit(model, loss or LogDiceLoss(), train, check, folder, settings, progress=False)
+
+
+def weights_of(result: training.FitResult) -> dict[str, Tensor]:
+    return torch.load(result.best, weights_only=True)
+
+
+def assert_same(one: training.FitResult, other: training.FitResult) -> None:
+    """The same fit, to the bit, but for the time it took."""
+    pd.testing.assert_frame_equal(
+        one.history.drop(columns="seconds"), other.history.drop(columns="seconds"), check_exact=True
+    )
+    assert (one.updates, one.images_seen) == (other.updates, other.images_seen)
+    mine, its = weights_of(one), weights_of(other)
+    assert mine.keys() == its.keys()
+    assert all(torch.equal(mine[name], its[name]) for name in mine)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> training.FitResult:
+    """The fit that was never killed."""
+    return run(tmp_path_factory.mktemp("fit") / "undisturbed")
+
+
+# --- what a fit is fed --------------------------------------------------------------------------
+
+
+def test_corner_tiles_come_in_eight_orientations_each_standardised():
+    rng = np.random.default_rng(0)
+    images = [rng.integers(100, 4000, (20, 30), np.uint16) for _ in range(2)]
+    classes = [(image > 2000).astype(np.uint8) for image in images]
+    tiles = CornerTiles(images, classes, ["a", "b"], size=16)
+    assert len(tiles) == 2 * 4 * 8
+    items = [tiles[i, 77] for i in range(len(tiles))]
+    assert [item["key"] for item in items] == ["a"] * 32 + ["b"] * 32
+    for item in items:
+        image = item["image"]
+        assert image.shape == (1, 16, 16) and image.dtype == torch.float32
+        assert abs(image.mean()) < 1e-5 and abs(image.std(correction=0) - 1) < 1e-4
+        assert item["classes"].shape == (16, 16) and item["classes"].dtype == torch.uint8
+        # The classes were turned with the image: they still are the brighter pixels.
+        bright = item["classes"] == 1
+        assert image[0][bright].min() > image[0][~bright].max()
+    for start in range(0, 64, 8):
+        assert len({item["image"].numpy().tobytes() for item in items[start : start + 8]}) == 8
+    np.testing.assert_array_equal(items[24]["image"][0], standardise(images[0][4:, 14:]))
+
+
+def test_corner_tiles_can_be_left_as_they_are():
+    images, classes, keys = pictures(1)
+    tiles = CornerTiles(images, classes, keys, size=32, augment=False, scale="log")
+    assert len(tiles) == 4
+    np.testing.assert_array_equal(tiles[0, 0]["image"][0], standardise(images[0][:32, :32], "log"))
+
+
+def test_random_crops_are_a_function_of_seed_and_draw():
+    def images(seed, draws):
+        items = crops(seed=seed)
+        return [items[1, draw]["image"].numpy().tobytes() for draw in draws]
+
+    assert images(3, range(20)) == images(3, range(20))
+    assert images(3, reversed(range(20))) == images(3, range(20))[::-1]
+    assert len(set(images(3, range(20)))) == 20
+    assert not set(images(3, range(20))) & set(images(4, range(20)))
+
+
+def test_random_crops_keep_image_and_classes_together():
+    ramp = np.arange(40 * 44, dtype=np.float32).reshape(40, 44)
+    classes = (ramp % 251).astype(np.uint8)
+    items = RandomCrops([ramp], [classes], ["a"], size=32)
+    corners, orientations = set(), set()
+    for draw in range(200):
+        item = items[0, draw]
+        back = item["image"][0].numpy().astype(float) * ramp.std() + ramp.mean()
+        values = np.rint(back).astype(int)
+        np.testing.assert_array_equal(item["classes"], values % 251)
+        corners.add(divmod(values.min(), 44))
+        orientations.add((values[0, 1] - values[0, 0], values[1, 0] - values[0, 0]))
+    assert len(orientations) == 8
+    # Every start is possible: rows 0…8, columns 0…12.
+    assert {y for y, _ in corners} == set(range(9)) and {x for _, x in corners} == set(range(13))
+
+
+def test_random_crops_are_of_the_image_normalised_as_a_whole():
+    image = np.random.default_rng(0).random((40, 44))
+    items = RandomCrops([image], [np.zeros((40, 44), np.uint8)], ["a"], size=16)
+    known = set(standardise(image).ravel().tolist())
+    assert set(items[0, 5]["image"].ravel().tolist()) <= known
+
+
+def test_the_gain_stays_within_its_bounds():
+    ones = np.tile([0.0, 1.0], (32, 16))
+    items = RandomCrops([ones], [np.zeros((32, 32), np.uint8)], ["a"], size=32, gain=0.3)
+    found = [items[0, draw]["image"].max().item() for draw in range(100)]
+    assert 0.7 <= min(found) < 0.75 and 1.25 < max(found) <= 1.3
+
+
+def test_small_images_are_padded_by_reflection():
+    image = np.arange(6, dtype=np.float32).reshape(2, 3)
+    classes = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    items = RandomCrops([image], [classes], ["a"], size=16)
+    item = items[0, 0]
+    assert item["image"].shape == (1, 16, 16) and item["classes"].shape == (16, 16)
+    restored = item["image"][0].numpy() * image.std() + image.mean()
+    np.testing.assert_array_equal(np.rint(restored), item["classes"])
+    np.testing.assert_array_equal(np.bincount(item["classes"].ravel()), [40, 40, 48] * 2)
+
+
+# --- one fit ------------------------------------------------------------------------------------
+
+
+def test_a_fit_learns_and_keeps_its_books(undisturbed):
+    result = undisturbed
+    history = result.history
+    assert list(history) == ["step", "train_loss", "val_loss", "learning_rate", "seconds"]
+    assert history["step"].tolist() == [3, 6, 9, 12]
+    assert history["val_loss"].iloc[-1] < history["val_loss"].iloc[0]
+    assert history["seconds"].is_monotonic_increasing and history["seconds"].iloc[0] > 0
+    assert (result.updates, result.images_seen) == (12, 24)
+    assert result.seconds == pytest.approx(history["seconds"].iloc[-1])
+    assert result.device == "CPU, 1 threads" and result.precision == "fp32"
+    assert 0.05 < result.peak_memory_gb < 100
+    names = {path.name for path in result.best.parent.iterdir()}
+    assert names == {"best.ckpt", "last.ckpt", "history.csv", "done.json", "settings.json"}
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(undisturbed, tmp_path):
+    assert_same(run(tmp_path / "again"), undisturbed)
+    other = run(tmp_path / "other", seed=1)
+    assert not torch.equal(weights_of(other)["head.weight"], weights_of(undisturbed)["head.weight"])
+
+
+def test_a_finished_fit_is_returned_at_once(tmp_path, monkeypatch):
+    first = run(tmp_path)
+    monkeypatch.setattr(training, "_run", None)  # whoever fits again, fails
+    model = network(seed=9)
+    second = run(tmp_path, model=model)
+    pd.testing.assert_frame_equal(second.history, first.history)
+    assert dataclasses.replace(second, history=first.history) == first
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, weights_of(first)[name])
+    assert training.finished(network(), tmp_path).updates == 12
+
+
+def test_an_unfinished_fit_is_not_taken_for_a_finished_one(tmp_path):
+    assert training.finished(network(), tmp_path / "nothing") is None
+    run(tmp_path)
+    (tmp_path / "done.json").unlink()
+    assert training.finished(network(), tmp_path) is None
+
+
+def test_a_folder_with_other_settings_is_refused(tmp_path):
+    run(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match=r"other settings \(settings.json\).*another folder") as no:
+        run(tmp_path, epochs=2)
+    assert str(tmp_path) in str(no.value)
+    run(tmp_path, epochs=1)  # the refusal changed nothing
+
+
+def test_the_model_is_left_with_its_best_weights_not_its_last(tmp_path):
+    """Training teaches nuclei, validation wants background: only the first epoch is best."""
+    images, classes, keys = pictures()
+    options = {"learning_rate": 0.01, "schedule": "constant"}
+    all_nuclei = RandomCrops(images, [np.ones_like(c) for c in classes], keys, size=32)
+    nothing = RandomCrops(images, [np.zeros_like(c) for c in classes], keys, size=32)
+
+    def against(folder: Path, epochs: int) -> tuple[nn.Module, training.FitResult]:
+        settings = dataclasses.replace(SETTINGS, epochs=epochs, **options)
+        model = network(dropout=0)
+        return model, fit(model, LogDiceLoss(), all_nuclei, nothing, folder, settings)
+
+    short, _ = against(tmp_path / "short", 1)
+    model, result = against(tmp_path / "long", 3)
+    assert result.history["val_loss"].argmin() == 0 and len(result.history) == 3
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, short.state_dict()[name])
+
+
+def test_checkpoints_hold_tensors_and_no_code(undisturbed):
+    assert all(isinstance(value, Tensor) for value in weights_of(undisturbed).values())
+    last = torch.load(undisturbed.best.with_name("last.ckpt"), weights_only=True)
+    assert last["global_step"] == 12
+    model = network(seed=9)
+    training.load_weights(model, undisturbed.best)
+    assert torch.equal(model.head.weight, weights_of(undisturbed)["head.weight"])
+
+
+def test_a_checkpoint_with_code_in_it_is_not_loaded(tmp_path):
+    class Malice:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "harm"),))
+
+    torch.save({"head.weight": Malice()}, tmp_path / "bad.ckpt")
+    with pytest.raises(Exception, match="weights_only|Weights only"):
+        training.load_weights(network(), tmp_path / "bad.ckpt")
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("where", ["train", "validation"])
+def test_a_loss_that_is_not_finite_stops_and_names_the_images(tmp_path, where):
+    images, classes, keys = pictures()
+    bad = images[2].astype(np.float32)
+    bad[5, 5] = np.nan
+    broken = RandomCrops([bad, bad], classes[2:], ["bad_well", "worse_well"], size=32)
+    sets = [crops(), crops()]
+    sets[where == "validation"] = broken
+    with pytest.raises(NonFiniteLoss, match="became nan at update.*learning_rate") as stop:
+        fit(network(), LogDiceLoss(), *sets, tmp_path, SETTINGS, progress=False)
+    assert "bad_well, worse_well" in str(stop.value) or "worse_well, bad_well" in str(stop.value)
+    assert not (tmp_path / "done.json").exists() and not (tmp_path / "best.ckpt").exists()
+
+
+def test_patience_stops_and_stays_stopped(tmp_path):
+    options = {"epochs": 9, "patience": 2, "learning_rate": 0.0}  # nothing gets better
+    result = run(tmp_path, **options)
+    assert len(result.history) == 3 and result.updates == 9
+    (tmp_path / "done.json").unlink()  # as if killed just before the end
+    assert_same(run(tmp_path, **options), result)
+
+
+def test_patience_starts_anew_with_every_better_epoch(tmp_path):
+    keeper = training._Keeper(tmp_path, dataclasses.replace(SETTINGS, patience=2), 6)
+    stopped = []
+    for loss in (5, 6, 4, 4, 3, 3.5, 3):
+        keeper.history.append({"val_loss": loss})
+        stopped.append(keeper._exhausted())
+    assert stopped == [False] * 6 + [True]
+
+
+def test_one_cycle_and_constant_rates(tmp_path):
+    options = {"epochs": 30, "updates": 1, "batch_size": 1, "learning_rate": 0.02}
+    small = crops(1, size=16)
+    cycle = run(tmp_path / "a", small, schedule="one-cycle", **options).history["learning_rate"]
+    # The rate after update n is that of update n + 1: three to warm up, 27 to cool down.
+    rising = [0.02 * (n + 1) / 3 for n in (1, 2)]
+    falling = [0.01 * (1 + math.cos(math.pi * n / 27)) for n in range(28)]
+    np.testing.assert_allclose(cycle, rising + falling, atol=1e-9)
+    options["epochs"] = 3
+    constant = run(tmp_path / "b", small, schedule="constant", **options).history["learning_rate"]
+    assert (constant == 0.02).all()
+
+
+class Indifferent(nn.Module):
+    """A loss that wants nothing, so that only the penalty moves the weights."""
+
+    def forward(self, logits: Tensor, classes: Tensor) -> Tensor:
+        return 0.0 * logits.sum()
+
+
+def test_the_penalty_pulls_at_all_kernels_but_the_heads(tmp_path):
+    """One update of Adam: w − rate · g / (|g| + ε), and g = 2λw is of the size of ε = 1e-8."""
+    model = network(dropout=0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    options = {"learning_rate": 0.1, "l2": 1e-8, "epochs": 1, "updates": 1, "schedule": "constant"}
+    run(tmp_path, model=model, loss=Indifferent(), **options)
+    kernels = 0
+    for name, weight in model.named_parameters():
+        gradient = torch.zeros_like(weight)
+        if weight.ndim == 4 and not name.startswith("head"):
+            kernels += 1
+            gradient = 2e-8 * before[name]
+        expected = before[name] - 0.1 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(weight.detach(), expected, atol=1e-6, rtol=1e-5)
+    assert kernels == 22
+
+
+def test_bf16(undisturbed, tmp_path):
+    result = run(tmp_path, precision="bf16")
+    assert result.precision == "bf16"
+    assert {w.dtype for w in weights_of(result).values()} == {torch.float32}
+    full, half = undisturbed.history["val_loss"], result.history["val_loss"]
+    assert (full != half).all()
+    np.testing.assert_allclose(half, full, rtol=0.05)
+
+
+def test_without_updates_every_item_is_used_once(tmp_path):
+    used: list[int] = []
+
+    class Watched(CornerTiles):
+        def __getitem__(self, item):
+            used.append(item[0])
+            return super().__getitem__(item)
+
+    tiles = Watched(*pictures(3), size=32, augment=False)
+    result = run(tmp_path, tiles, epochs=2, updates=None, batch_size=5)
+    assert sorted(used[:12]) == sorted(used[12:]) == list(range(12))
+    assert used[:12] != used[12:]
+    assert (result.updates, result.images_seen) == (6, 24)
+
+
+def test_images_without_nuclei_can_be_learnt_from(tmp_path):
+    empty = [np.full((40, 44), 117, np.uint16)] * 2
+    classes = [three_classes(np.zeros((40, 44), np.int32))] * 2
+    items = RandomCrops(empty, classes, ["a", "b"], size=32)
+    result = fit(network(), LogDiceLoss(), items, items, tmp_path, SETTINGS, progress=False)
+    assert np.isfinite(result.history).all(axis=None)
+    tiles = CornerTiles(empty, classes, ["a", "b"], size=32)
+    assert not any(tiles[i, 0]["image"].any() for i in range(len(tiles)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"precision": "fp16"}, "precision must be one of fp32, bf16, not 'fp16'"),
+        ({"device": "tpu"}, "device must be one of auto, cpu, gpu, not 'tpu'"),
+        ({"schedule": "cosine"}, "schedule must be one of constant, one-cycle"),
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"updates": 0}, "updates must be at least 1"),
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"devices": 0}, "devices must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong, reason):
+    with pytest.raises(ValueError, match=reason):
+        FitSettings(**{"epochs": 1} | wrong)
+
+
+# --- killed, and started again ------------------------------------------------------------------
+
+
+def die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Fatal(RandomCrops):
+    """Crops of which the n-th is never delivered."""
+
+    left = 0
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        self.left -= 1
+        if self.left == 0:
+            die()
+        return super().__getitem__(item)
+
+
+def doomed(folder: Path, moment: str, name: str, nth: int) -> None:
+    """A fit in a process of its own, killed at the n-th item or around the n-th write of a file."""
+    torch.set_num_threads(1)
+    items = Fatal(*pictures(), size=32, gain=0.2)
+    replace, written = os.replace, []
+
+    def watched(source: Any, target: Any, **options: Any) -> None:
+        written.append(Path(target).name)
+        last = Path(target).name == name and written.count(name) == nth
+        if last and moment == "before":
+            die()
+        replace(source, target, **options)
+        if last:
+            die()
+
+    if name == "item":
+        items.left = nth
+    os.replace = watched
+    run(folder, items)
+
+
+@pytest.fixture(scope="module")
+def processes() -> Any:
+    """Starts processes that have everything imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context.Process
+
+
+@pytest.mark.parametrize(
+    ("moment", "name", "nth"),
+    [
+        ("before", "settings.json", 1),
+        ("during", "item", 1),
+        ("during", "item", 5),
+        ("after", "history.csv", 1),
+        ("before", "best.ckpt", 1),
+        ("after", "best.ckpt", 1),
+        ("before", "last.ckpt", 1),
+        ("after", "last.ckpt", 1),
+        ("during", "item", 15),
+        ("after", "history.csv", 3),
+        ("after", "best.ckpt", 2),
+        ("before", "last.ckpt", 3),
+        ("after", "last.ckpt", 3),
+        ("after", "last.ckpt", 4),
+        ("before", "done.json", 1),
+    ],
+)
+def test_killed_and_started_again_it_ends_as_if_never_killed(
+    undisturbed, processes, tmp_path, moment, name, nth
+):
+    folder = tmp_path / "fit"
+    process = processes(target=doomed, args=(folder, moment, name, nth))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert not (folder / "done.json").exists()
+    model = network()
+    assert_same(run(folder, model=model), undisturbed)
+    image = pictures()[0][0]
+    never_killed = network(seed=9)
+    training.load_weights(never_killed, undisturbed.best)
+    np.testing.assert_array_equal(predict(model, image), predict(never_killed, image))
+
+
+def test_killed_again_and_again_from_outside(undisturbed, processes, tmp_path):
+    def stamp(name: str) -> int:
+        path = tmp_path / name
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    for name in ("settings.json", "history.csv", "best.ckpt", "last.ckpt"):
+        before = stamp(name)
+        process = processes(target=doomed, args=(tmp_path, "never", "", 0))
+        process.start()
+        while process.is_alive() and stamp(name) == before:
+            time.sleep(0.001)
+        process.kill()
+        process.join(60)
+    assert_same(run(tmp_path), undisturbed)
+
+
+def test_what_a_kill_leaves_half_written_is_not_read(undisturbed, tmp_path):
+    tmp_path.mkdir(exist_ok=True)
+    for name in ("best.ckpt", "last.ckpt", "history.csv", "done.json", "settings.json"):
+        (tmp_path / f".{name}.partial").write_bytes(b"half of it")
+    assert_same(run(tmp_path), undisturbed)
+
+
+# --- several devices ----------------------------------------------------------------------------
+
+
+def test_the_order_is_dealt_out_to_the_processes(monkeypatch):
+    rank = 0
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    for updates, items in ((None, 11), (4, 11), (2, 50)):
+        options = {"epochs": 1, "updates": updates, "batch_size": 2, "device": "cpu"}
+        alone = training._Order(range(items), FitSettings(**options, devices=1))
+        shared = training._Order(range(items), FitSettings(**options, devices=3))
+        for order in (alone, shared):
+            order.set_epoch(5)
+        dealt = []
+        for rank in range(3):
+            assert len(list(shared)) == len(shared)
+            dealt.append(list(shared))
+        rank = 0
+        both = [pair for together in zip(*dealt, strict=True) for pair in together]
+        # Dealt one by one, they are the order of a single process, as far as that one goes.
+        assert both[: len(alone)] == list(alone)[: len(both)]
+        assert len({draw for _, draw in both}) == len(both)
+        seen = np.bincount([item for item, _ in both], minlength=items)
+        assert seen.max() - seen.min() <= 1
+
+
+def test_the_order_changes_with_seed_and_epoch():
+    def order(seed, epoch):
+        made = training._Order(range(9), dataclasses.replace(SETTINGS, seed=seed))
+        made.set_epoch(epoch)
+        return [item for item, _ in made]
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+class MeanCrossEntropy(nn.Module):
+    """A loss whose mean over two processes is its value on both batches together."""
+
+    def forward(self, logits: Tensor, classes: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits.float(), classes.long())
+
+
+TWO_PROCESSES = """
+    import os, sys
+    from pathlib import Path
+    import torch
+    torch.set_num_threads(1)
+    sys.path.insert(0, {tests!r})
+    import test_training as t
+
+    model = t.network(dropout=0)
+    result = t.run(Path({folder!r}), model=model, loss=t.MeanCrossEntropy(), batch_size=1, devices=2)
+    t.run(Path({folder!r}), loss=t.MeanCrossEntropy(), batch_size=1, devices=2)
+    rank = os.environ["LOCAL_RANK"]
+    Path({folder!r}, f"rank{{rank}}").write_text(str((result.updates, result.images_seen)))
+    torch.save(model.state_dict(), Path({folder!r}, f"weights{{rank}}"))
+"""
+
+
+def test_two_processes_learn_what_one_learns_from_both_their_batches(tmp_path):
+    folder, script = tmp_path / "two", tmp_path / "two.py"
+    names = {"folder": str(folder), "tests": str(Path(__file__).parent)}
+    script.write_text(textwrap.dedent(TWO_PROCESSES).format(**names))
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    environment = {k: v for k, v in os.environ.items() if k != "LOCAL_RANK"}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment | {"GLOO_SOCKET_IFNAME": loopback},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    model = network(dropout=0)
+    one = run(tmp_path / "one", model=model, loss=MeanCrossEntropy(), batch_size=2)
+    history = pd.read_csv(folder / "history.csv")
+    assert history["step"].tolist() == one.history["step"].tolist()
+    columns = ["train_loss", "val_loss", "learning_rate"]
+    np.testing.assert_allclose(history[columns], one.history[columns], rtol=1e-4)
+    assert json.loads((folder / "done.json").read_text())["images_seen"] == one.images_seen
+    for rank in (0, 1):
+        assert (folder / f"rank{rank}").read_text() == str((one.updates, one.images_seen))
+        theirs = torch.load(folder / f"weights{rank}", weights_only=True)
+        for name, weight in model.state_dict().items():
+            torch.testing.assert_close(theirs[name], weight, atol=1e-4, rtol=1e-3)
