@@ -431,7 +431,7 @@ def test_every_link_of_a_table_leads_to_a_card():
         )
     )
     cards = scoreboard.record_cards(made, scores, claims, times)
-    targets = set(re.findall(r'href="#([^"]+)"', page))
+    targets = set(re.findall(r'href="scoreboard\.html#([^"]+)"', page))
     assert len(targets) == 2
     assert targets == set(re.findall(r'id="([^"]+)"', cards))
     assert "f00d" in cards and "learning_rate = 0.001" in cards

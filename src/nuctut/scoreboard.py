@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +118,7 @@ class Published:
 
 def papers() -> tuple[str, ...]:
     """The names of the papers whose numbers are here, in the order of their chapters."""
-    found = [p for p in files("nuctut.published").iterdir() if p.name.endswith(".toml")]
-    names = [path.name.removesuffix(".toml") for path in found]
-    return tuple(sorted(names, key=lambda name: published(name).chapter))
+    return tuple(sorted(_files(), key=lambda name: published(name).chapter))
 
 
 def published(name: str) -> Published:
@@ -130,12 +127,15 @@ def published(name: str) -> Published:
     Raises:
         ValueError: For an unknown name, naming those there are.
     """
-    folder = files("nuctut.published")
-    path = folder / f"{name}.toml"
-    if not path.is_file():
-        known = sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if ".toml" in p.name)
+    known = _files()
+    if name not in known:
         raise ValueError(f"No paper is named {name!r}; those there are: {', '.join(known)}.")
-    return read_published(Path(str(path)))
+    return read_published(known[name])
+
+
+def _files() -> dict[str, Path]:
+    folder = Path(__file__).with_name("published")
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def read_published(path: Path) -> Published:
@@ -542,7 +542,7 @@ VERDICT_TINTS = {
 
 
 def show_scores(table: pd.DataFrame) -> Styler:
-    """`compare_scores` as a page shows it: intervals, verdict, and links to the records below."""
+    """`compare_scores` as a page shows it: intervals, verdict, and links to the records."""
     score = table["metric"].map(METRIC_NAMES) + ", " + table["table"]
     shown = {
         "Row": _two_lines(table["row"], score),
@@ -645,12 +645,13 @@ def _verdicts(table: pd.DataFrame) -> list[str]:
 
 
 def _links(files: str) -> str:
-    """Links to the cards of `record_cards`, one line per variant, such as "lite s1 s2"."""
+    """Links to the scoreboard's `record_cards`, one line per variant, such as "lite s1 s2"."""
     lines: dict[str, str] = {}
     for file in filter(None, files.split(", ")):
         name = Path(file).stem
         variant, preset, seed = name.split("--")
-        link = f'<a href="#{_anchor(file)}" aria-label="{name}" title="{name}">{seed}</a>'
+        target = f"scoreboard.html#{_anchor(file)}"  # other chapters show these tables too
+        link = f'<a href="{target}" aria-label="{name}" title="{name}">{seed}</a>'
         lines[variant] = f"{lines.get(variant, preset)} {link}"
     return "<br>".join(lines.values())
 
