@@ -157,7 +157,7 @@ def test_sources_changed_during_a_run_are_not_taken_for_those_it_ran_with(
 def test_pages_show_the_values_they_were_made_with(project, ran, rendered):
     book.build_book("lite")
     staged = nbformat.read(rendered[0]["book/01_tiny.ipynb"], as_version=4)
-    assert "preset: str = 'lite'  # how much to do" in staged.cells[1].source
+    assert 'preset: str = "lite"  # how much to do' in staged.cells[1].source
     source = nbformat.read(project / "book" / "01_tiny.ipynb", as_version=4)
     assert 'preset: str = "smoke"  # how much to do' in source.cells[1].source
 

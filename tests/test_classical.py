@@ -124,9 +124,7 @@ def test_the_foreground_is_the_smoothed_image_above_the_threshold_of_the_raw_one
         dark, bright = pixels[pixels <= threshold].mean(), pixels[pixels > threshold].mean()
         threshold = (bright - dark) / np.log(bright / dark)
     smoothed = ndi.gaussian_filter(image.astype(float), 1.0)
-    np.testing.assert_array_equal(
-        classical.foreground(image), smoothed >= threshold + image.min()
-    )
+    np.testing.assert_array_equal(classical.foreground(image), smoothed >= threshold + image.min())
 
 
 def test_holes_are_filled():
@@ -185,11 +183,11 @@ def test_the_same_image_gives_the_same_labels(scene):
 
 def test_unknown_names_are_refused():
     image = np.zeros((9, 9))
-    with pytest.raises(ValueError, match="shape/intensity.*'shape'"):
+    with pytest.raises(ValueError, match=r"shape/intensity.*'shape'"):
         segment(image, "shape")
-    with pytest.raises(ValueError, match="seeds must be.*'colour'"):
+    with pytest.raises(ValueError, match=r"seeds must be.*'colour'"):
         identify_primary_objects(image, seeds="colour")
-    with pytest.raises(ValueError, match="lines must be.*'none'"):
+    with pytest.raises(ValueError, match=r"lines must be.*'none'"):
         identify_primary_objects(image, lines="none")
     with pytest.raises(ValueError, match=r"\(H, W\), not \(9, 9, 3\)"):
         segment(np.zeros((9, 9, 3)))

@@ -36,7 +36,7 @@ def test_other_sizes_are_refused_with_the_way_out(size):
 
 def test_wrong_numbers_of_levels_are_refused():
     for wrong in ({"channels": (4, 4, 4, 4)}, {"dropout": (0.1,) * 5}):
-        with pytest.raises(ValueError, match="five numbers.*four"):
+        with pytest.raises(ValueError, match=r"five numbers.*four"):
             ReducedUNet(**wrong)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage as ndi
+from skimage.morphology import skeletonize
 
 from nuctut import postprocess
-from nuctut.targets import BACKGROUND, NUCLEUS, SEPARATION
+from nuctut.targets import BACKGROUND, NUCLEUS, SEPARATION, three_classes
 
 
 def two_nuclei(gap: int = 0) -> np.ndarray:
@@ -79,6 +81,33 @@ def test_maps_of_one_class():
     assert lines.shape == (20, 30)
     assert not postprocess.give_back(empty, np.zeros((20, 30), bool)).any()
     assert not postprocess.drop_border(empty).any()
+
+
+def test_small_labels_are_dropped_and_the_others_renumbered():
+    classes = np.full((60, 70), BACKGROUND)
+    classes[6:9, 6:9] = classes[20:30, 10:20] = classes[40:48, 40:60] = classes[50:54, 10:12] = 1
+    areas = np.bincount(postprocess.from_classes(classes).ravel())[1:].tolist()
+    assert areas == [9, 100, 160, 8]
+    for min_area, kept in ((8, 4), (9, 3), (10, 2), (100, 2), (101, 1), (999, 0)):
+        labels = postprocess.nuclei(chances(classes), min_area)
+        assert sorted(np.unique(labels)) == list(range(kept + 1))
+        assert all(np.bincount(labels.ravel())[1:] >= min_area)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_lines_are_those_of_the_whole_backgrounds_skeleton(scene, seed):
+    """Only a band of the background is thinned; inside the nuclei that changes nothing."""
+    rng = np.random.default_rng(seed)
+    discs = np.column_stack([rng.uniform(0, 1, (16, 2)) * (150, 220), rng.uniform(7, 14, 16)])
+    classes = three_classes(scene((150, 220), discs)[1])
+    square = np.ones((3, 3), bool)
+    outside = (classes == BACKGROUND) | ndi.binary_dilation(classes == SEPARATION, square)
+    lines = ndi.binary_dilation(skeletonize(outside), square)
+    expected, count = ndi.label((classes != BACKGROUND) & ~lines, square)
+    assert count > 8 and ((classes == NUCLEUS) & lines).sum() > 10
+    labels = postprocess.from_classes(classes)
+    assert labels.max() == count
+    np.testing.assert_array_equal(labels > 0, expected > 0)
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (2, 20, 30), (4, 20, 30), (1, 3, 20, 30)])

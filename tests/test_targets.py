@@ -167,7 +167,7 @@ def test_the_scales():
     for scale, values in (("linear", counts.astype(float)), ("log", np.log([[1, 2], [4, 8]]))):
         expected = (values - values.mean()) / values.std()
         np.testing.assert_allclose(standardise(counts, scale), expected, atol=1e-6)
-    with pytest.raises(ValueError, match="linear.*log.*'sqrt'"):
+    with pytest.raises(ValueError, match=r"linear.*log.*'sqrt'"):
         standardise(counts, "sqrt")
 
 

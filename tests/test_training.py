@@ -67,6 +67,13 @@ def run(
     return fit(model, loss or LogDiceLoss(), train, check, folder, settings, progress=False)
 
 
+class MeanCrossEntropy(nn.Module):
+    """A loss whose mean over two batches is its value on both together."""
+
+    def forward(self, logits: Tensor, classes: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits.float(), classes.long())
+
+
 def weights_of(result: training.FitResult) -> dict[str, Tensor]:
     return torch.load(result.best, weights_only=True)
 
@@ -233,7 +240,8 @@ def test_the_model_is_left_with_its_best_weights_not_its_last(tmp_path):
     def against(folder: Path, epochs: int) -> tuple[nn.Module, training.FitResult]:
         settings = dataclasses.replace(SETTINGS, epochs=epochs, **options)
         model = network(dropout=0)
-        return model, fit(model, LogDiceLoss(), all_nuclei, nothing, folder, settings)
+        loss = MeanCrossEntropy()
+        return model, fit(model, loss, all_nuclei, nothing, folder, settings, progress=False)
 
     short, _ = against(tmp_path / "short", 1)
     model, result = against(tmp_path / "long", 3)
@@ -257,20 +265,20 @@ def test_a_checkpoint_with_code_in_it_is_not_loaded(tmp_path):
             return (os.mkdir, (str(tmp_path / "harm"),))
 
     torch.save({"head.weight": Malice()}, tmp_path / "bad.ckpt")
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
         training.load_weights(network(), tmp_path / "bad.ckpt")
     assert not (tmp_path / "harm").exists()
 
 
 @pytest.mark.parametrize("where", ["train", "validation"])
 def test_a_loss_that_is_not_finite_stops_and_names_the_images(tmp_path, where):
-    images, classes, keys = pictures()
+    images, classes, _ = pictures()
     bad = images[2].astype(np.float32)
     bad[5, 5] = np.nan
     broken = RandomCrops([bad, bad], classes[2:], ["bad_well", "worse_well"], size=32)
     sets = [crops(), crops()]
     sets[where == "validation"] = broken
-    with pytest.raises(NonFiniteLoss, match="became nan at update.*learning_rate") as stop:
+    with pytest.raises(NonFiniteLoss, match=r"became nan at update.*learning_rate") as stop:
         fit(network(), LogDiceLoss(), *sets, tmp_path, SETTINGS, progress=False)
     assert "bad_well, worse_well" in str(stop.value) or "worse_well, bad_well" in str(stop.value)
     assert not (tmp_path / "done.json").exists() and not (tmp_path / "best.ckpt").exists()
@@ -314,18 +322,18 @@ class Indifferent(nn.Module):
 
 
 def test_the_penalty_pulls_at_all_kernels_but_the_heads(tmp_path):
-    """One update of Adam: w − rate · g / (|g| + ε), and g = 2λw is of the size of ε = 1e-8."""
+    """One update of Adam: w − rate · g / (|g| + ε), and g = 2λw is of the size of ε = 1e-7."""
     model = network(dropout=0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    options = {"learning_rate": 0.1, "l2": 1e-8, "epochs": 1, "updates": 1, "schedule": "constant"}
+    options = {"learning_rate": 0.1, "l2": 1e-7, "epochs": 1, "updates": 1, "schedule": "constant"}
     run(tmp_path, model=model, loss=Indifferent(), **options)
     kernels = 0
     for name, weight in model.named_parameters():
         gradient = torch.zeros_like(weight)
         if weight.ndim == 4 and not name.startswith("head"):
             kernels += 1
-            gradient = 2e-8 * before[name]
-        expected = before[name] - 0.1 * gradient / (gradient.abs() + 1e-8)
+            gradient = 2e-7 * before[name]
+        expected = before[name] - 0.1 * gradient / (gradient.abs() + 1e-7)
         torch.testing.assert_close(weight.detach(), expected, atol=1e-6, rtol=1e-5)
     assert kernels == 22
 
@@ -426,7 +434,7 @@ def doomed(folder: Path, moment: str, name: str, nth: int) -> None:
 def processes() -> Any:
     """Starts processes that have everything imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["pytest", "nuctut.training", "nuctut.models.unet"])
     return context.Process
 
 
@@ -498,39 +506,32 @@ def test_the_order_is_dealt_out_to_the_processes(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
     for updates, items in ((None, 11), (4, 11), (2, 50)):
-        options = {"epochs": 1, "updates": updates, "batch_size": 2, "device": "cpu"}
-        alone = training._Order(range(items), FitSettings(**options, devices=1))
-        shared = training._Order(range(items), FitSettings(**options, devices=3))
-        for order in (alone, shared):
-            order.set_epoch(5)
+        options = {"epochs": 1, "updates": updates, "device": "cpu"}
+        alone = training._Order(range(items), FitSettings(**options, batch_size=6))
+        shared = training._Order(range(items), FitSettings(**options, batch_size=2, devices=3))
         dealt = []
-        for rank in range(3):
-            assert len(list(shared)) == len(shared)
+        for process in range(3):
+            rank = process
             dealt.append(list(shared))
+            assert len(dealt[-1]) == len(shared)
         rank = 0
         both = [pair for together in zip(*dealt, strict=True) for pair in together]
-        # Dealt one by one, they are the order of a single process, as far as that one goes.
-        assert both[: len(alone)] == list(alone)[: len(both)]
-        assert len({draw for _, draw in both}) == len(both)
-        seen = np.bincount([item for item, _ in both], minlength=items)
-        assert seen.max() - seen.min() <= 1
+        # Dealt one by one, they are the order of a single process, but for a rest.
+        assert both == list(alone)[: len(both)]
+        assert 0 <= len(alone) - len(both) < 3
 
 
 def test_the_order_changes_with_seed_and_epoch():
     def order(seed, epoch):
         made = training._Order(range(9), dataclasses.replace(SETTINGS, seed=seed))
         made.set_epoch(epoch)
-        return [item for item, _ in made]
+        return list(made)
 
     assert order(0, 0) == order(0, 0)
-    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
-
-
-class MeanCrossEntropy(nn.Module):
-    """A loss whose mean over two processes is its value on both batches together."""
-
-    def forward(self, logits: Tensor, classes: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits.float(), classes.long())
+    orders = {(seed, epoch): order(seed, epoch) for seed in range(3) for epoch in range(3)}
+    assert len({tuple(item for item, _ in one) for one in orders.values()}) == 9
+    # No draw comes twice in a fit, so that no crop does.
+    assert len({draw for epoch in range(3) for _, draw in orders[0, epoch]}) == 3 * 6
 
 
 TWO_PROCESSES = """
@@ -542,11 +543,12 @@ TWO_PROCESSES = """
     import test_training as t
 
     model = t.network(dropout=0)
-    result = t.run(Path({folder!r}), model=model, loss=t.MeanCrossEntropy(), batch_size=1, devices=2)
-    t.run(Path({folder!r}), loss=t.MeanCrossEntropy(), batch_size=1, devices=2)
+    folder, options = Path({folder!r}), {{"batch_size": 1, "devices": 2}}
+    result = t.run(folder, model=model, loss=t.MeanCrossEntropy(), **options)
+    t.run(folder, loss=t.MeanCrossEntropy(), **options)
     rank = os.environ["LOCAL_RANK"]
-    Path({folder!r}, f"rank{{rank}}").write_text(str((result.updates, result.images_seen)))
-    torch.save(model.state_dict(), Path({folder!r}, f"weights{{rank}}"))
+    (folder / f"rank{{rank}}").write_text(str((result.updates, result.images_seen)))
+    torch.save(model.state_dict(), folder / f"weights{{rank}}")
 """
 
 

@@ -147,10 +147,16 @@ def write_values(source: str, values: Mapping[str, Value]) -> str:
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.AnnAssign) and statement.target.id in values:
             old = ast.get_source_segment(source, statement.value)
-            new = repr(values[statement.target.id])
+            new = _literal(values[statement.target.id])
             at = statement.lineno - 1
             lines[at] = lines[at].replace(f"= {old}", f"= {new}", 1)
     return "\n".join(lines)
+
+
+def _literal(value: Value) -> str:
+    """A value as Python source, with double quotes where that changes nothing else."""
+    text = repr(value)
+    return text if '"' in text or "\\" in text else text.replace("'", '"')
 
 
 def check_values(notebook: Path, values: Mapping[str, object]) -> dict[str, Value]:

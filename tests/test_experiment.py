@@ -1,0 +1,349 @@
+"""A tiny variant, from samples to a record."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nuctut import classical, experiment, postprocess, records, targets, training
+from nuctut.experiment import Settings
+from nuctut.samples import Sample, SampleSet
+
+VALUES = {
+    "data": "simulated",
+    "images": 2,
+    "crop": 32,
+    "scale": "log",
+    "gain": 0.1,
+    "channels": (4, 4, 4, 4, 4),
+    "last_channels": 4,
+    "dropout": (0.1, 0.1, 0.1, 0.1),
+    "normalise": True,
+    "cross_entropy": 1.0,
+    "min_area": 0,
+    "epochs": 2,
+    "updates": 2,
+    "batch_size": 2,
+    "learning_rate": 3e-3,
+    "schedule": "one-cycle",
+    "l2": 1e-5,
+    "precision": "fp32",
+    "patience": None,
+}
+SETTINGS = Settings(**VALUES)
+
+
+def truth(sample: Sample) -> np.ndarray:
+    return targets.three_classes(sample.labels)
+
+
+@pytest.fixture
+def sets(scene) -> dict[str, SampleSet]:
+    """Three splits of two images each; the last image of each is empty."""
+    discs = [(20, 20, 8), (20, 36, 8), (46, 30, 9), (50, 56, 7), (30, 70, 8)]
+
+    def split(name: str, seed: int) -> SampleSet:
+        image, labels = scene((64, 80), discs, noise=30, seed=seed)
+        empty = np.random.default_rng(seed).normal(200, 5, (64, 80)).astype(np.uint16)
+        samples = {
+            f"{name}_full": Sample(f"{name}_full", image, labels),
+            f"{name}_empty": Sample(f"{name}_empty", empty, np.zeros((64, 80), np.int32)),
+        }
+        about = {"name": "bbbc039", "split": name, "source": "simulated"}
+        return SampleSet(list(samples), samples.__getitem__, **about, fingerprint=f"{name}{seed}")
+
+    return {name: split(name, i) for i, name in enumerate(("training", "validation", "test"))}
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> Path:
+    """A folder for runs and records, apart from the checkout's."""
+    for marker in ("pyproject.toml", "_config.yml"):
+        (tmp_path / marker).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NUCTUT_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def train(sets, runs, variant="dl-ground-truth", classes_of=truth, settings=SETTINGS, **options):
+    return experiment.train(
+        variant,
+        classes_of,
+        sets["training"],
+        sets["validation"],
+        settings,
+        **{"device": "cpu", "runs": runs, "progress": False} | options,
+    )
+
+
+def folders(runs: Path) -> set[str]:
+    return {path.name for path in runs.iterdir()}
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+def test_presets_are_columns():
+    made = experiment.presets(**{name: (value, value, value) for name, value in VALUES.items()})
+    assert made == dict.fromkeys(("smoke", "lite", "paper"), SETTINGS)
+    rows = {name: (value,) * 3 for name, value in VALUES.items()} | {"epochs": (1, 2, 3)}
+    made = experiment.presets(**rows)
+    assert [one.epochs for one in made.values()] == [1, 2, 3]
+
+
+def test_single_values_override_a_preset():
+    made = {"smoke": SETTINGS, "lite": dataclasses.replace(SETTINGS, epochs=9)}
+    assert experiment.choose(made, "lite") == made["lite"]
+    chosen = experiment.choose(made, "lite", images=1, learning_rate=None)
+    assert chosen == dataclasses.replace(made["lite"], images=1)
+    with pytest.raises(ValueError, match="one of smoke, lite, not 'papper'"):
+        experiment.choose(made, "papper")
+    with pytest.raises(TypeError, match="epocs"):
+        experiment.choose(made, "lite", epocs=3)
+
+
+def test_settings_hand_on_what_a_fit_needs():
+    made = SETTINGS.fit_settings(seed=5, device="cpu")
+    assert (made.seed, made.device, made.devices) == (5, "cpu", 1)
+    shared = {f.name for f in dataclasses.fields(training.FitSettings)} & set(VALUES)
+    assert len(shared) == 8
+    assert all(getattr(made, name) == VALUES[name] for name in shared)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def test_a_trained_network_is_not_trained_again(sets, runs, monkeypatch):
+    first = train(sets, runs)
+    assert first.fit.updates == 4 and first.fit.images_seen == 8
+    (folder,) = folders(runs)
+    assert folder.startswith("dl-ground-truth--s0--")
+    assert first.fit.best == runs / folder / "best.ckpt"
+
+    monkeypatch.setattr(training, "fit", None)  # whoever fits again, fails
+    labelled = []
+    again = train(sets, runs, classes_of=labelled.append)
+    assert folders(runs) == {folder} and labelled == []
+    for name, weight in first.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], weight)
+    image = sets["test"][0].image
+    np.testing.assert_array_equal(again.probabilities(image), first.probabilities(image))
+
+
+def test_other_settings_data_seeds_and_names_are_other_fits(sets, runs, monkeypatch):
+    fitted = []
+
+    def instead(model, loss, items, checks, folder, settings, *, progress):
+        fitted.append(folder.name)
+
+    monkeypatch.setattr(training, "fit", instead)
+    train(sets, runs)
+    train(sets, runs)
+    assert len(set(fitted)) == 1
+    train(sets, runs, settings=dataclasses.replace(SETTINGS, dropout=(0.1, 0.1, 0.1, 0.2)))
+    train(sets, runs, settings=dataclasses.replace(SETTINGS, l2=2e-5))
+    train(sets, runs, seed=1)
+    train(sets, runs, variant="dl-consensus")
+    train(sets | {"training": sets["training"].take(1)}, runs)
+    train(sets | {"validation": sets["validation"].take(1)}, runs)
+    assert len(set(fitted)) == 7
+
+
+def test_other_code_is_another_fit(monkeypatch, tmp_path):
+    copy = tmp_path / "nuctut"
+    shutil.copytree(Path(experiment.__file__).parent, copy)
+    monkeypatch.setattr(experiment, "__file__", str(copy / "experiment.py"))
+    before = experiment._key("a", SETTINGS)
+    for name in ("classical", "targets", "losses", "training", "models/unet"):
+        path = copy / f"{name}.py"
+        source = path.read_text()
+        path.write_text(f"# a comment\n{source}\n\n# another\n")
+        assert experiment._key("a", SETTINGS) == before
+        path.write_text(source + "\nMORE = 1\n")
+        assert experiment._key("a", SETTINGS) != before
+        path.write_text(source)
+    assert experiment._key("a", SETTINGS) == before
+
+
+def test_every_seed_starts_from_its_own_weights_and_every_variant_from_the_same(
+    sets, runs, monkeypatch
+):
+    started = []
+    monkeypatch.setattr(
+        training, "fit", lambda model, *_, **__: started.append(model.head.weight.clone())
+    )
+    for options in ({}, {"variant": "dl-consensus"}, {"seed": 1}):
+        torch.rand(3)  # whatever happened before
+        train(sets, runs, **options)
+    assert torch.equal(started[0], started[1]) and not torch.equal(started[0], started[2])
+
+
+def test_validation_sees_the_same_at_every_seed_and_epoch(sets):
+    for seed in (0, 1):
+        items = experiment._items(sets["validation"], truth, SETTINGS, seed, progress=False)
+        assert items[0, 0]["image"].shape == (1, 64, 64)
+        assert (items.seed, items.gain) == (0, 0.0)
+        learned = experiment._items(sets["training"], truth, SETTINGS, seed, progress=False)
+        assert learned[0, 0]["image"].shape == (1, 32, 32)
+        assert (learned.seed, learned.gain) == (seed, 0.1)
+
+
+def test_without_crops_the_papers_tiles_are_used(sets):
+    settings = dataclasses.replace(SETTINGS, crop=None)
+    for split in ("training", "validation"):
+        items = experiment._items(sets[split], truth, settings, 0, progress=False)
+        assert isinstance(items, training.CornerTiles) and len(items) == 2 * 8
+
+
+def test_the_consensus_is_learnt_from(sets, runs):
+    ignored = []
+
+    def classes_of(sample: Sample) -> np.ndarray:
+        votes = [
+            classical.segment(sample.image, name, drop_border=False)
+            for name in classical.CONSENSUS_OF
+        ]
+        votes[1][0:40] = 0  # so that they disagree
+        labels, ignore = classical.consensus(votes)
+        ignored.append(ignore.sum())
+        return targets.three_classes(labels, ignore)
+
+    trained = train(sets, runs, variant="dl-consensus", classes_of=classes_of)
+    assert len(ignored) == 4 and ignored[0] > 0
+    assert np.isfinite(trained.fit.history).all(axis=None)
+    chances = trained.probabilities(sets["test"][0].image)
+    assert chances.shape == (3, 64, 80)
+    np.testing.assert_allclose(chances.sum(0), 1, atol=1e-5)
+
+
+# --- measuring and recording --------------------------------------------------------------------
+
+
+class Oracle(torch.nn.Module):
+    """A network that knows the classes of the image it is given."""
+
+    stride = 16
+
+    def __init__(self, samples: SampleSet, scale: str) -> None:
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(1))
+        self.answers = [(targets.standardise(s.image, scale), truth(s)) for s in samples]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        known = [classes for pixels, classes in self.answers if np.array_equal(pixels, image[0, 0])]
+        classes = known[0] if known else np.zeros(image.shape[2:], np.uint8)
+        chances = torch.nn.functional.one_hot(torch.from_numpy(classes).long(), 3)
+        return 20.0 * chances.movedim(-1, 0)[None] * self.one
+
+
+@pytest.fixture
+def oracle(sets, runs) -> experiment.Trained:
+    trained = train(sets, runs)
+    return dataclasses.replace(trained, model=Oracle(sets["test"], SETTINGS.scale))
+
+
+def test_a_perfect_network_scores_perfectly(oracle, sets):
+    measured = experiment.measure_network(oracle, sets["test"], progress=False)
+    assert measured.variant == "dl-ground-truth" and measured.test_set is sets["test"]
+    assert [row["key"] for row in measured.rows] == list(sets["test"].keys)
+    assert [row["n_true"] for row in measured.rows] == [5, 0]
+    for score in ("dice_nuclei", "dice_separations", "object_jaccard", "f1_50"):
+        assert measured.scores[score] == 1
+    assert measured.rows[0]["aggregated_jaccard"] > 0.95
+    assert measured.rows[0]["object"] == {"n_true": 5, "n_pred": 5, "matched": 5}
+    names = {"seconds_per_image", "seconds_per_postprocessing", "seconds_per_tile"}
+    assert set(measured.seconds) == names and all(v > 0 for v in measured.seconds.values())
+    mean = np.mean([row["seconds"] for row in measured.rows])
+    assert measured.seconds["seconds_per_image"] == pytest.approx(mean, abs=1e-5)
+
+
+def test_small_predictions_are_dropped_where_the_settings_say_so(oracle, sets):
+    settings = dataclasses.replace(SETTINGS, min_area=170)  # the disc of radius 7 has 149 pixels
+    pickier = dataclasses.replace(oracle, settings=settings)
+    rows = experiment.measure_network(pickier, sets["test"], progress=False).rows
+    cut = postprocess.from_classes(truth(sets["test"][0]))
+    kept = int((np.bincount(cut.ravel())[1:] >= 170).sum())
+    assert 0 < kept < 5
+    assert rows[0]["object"]["n_pred"] == kept
+    assert rows[0]["match"]["0.50"]["tp"] == kept
+
+
+@pytest.mark.parametrize("configuration", classical.CONFIGURATIONS)
+def test_a_classical_configuration_is_measured(sets, configuration):
+    measured = experiment.measure_classical(configuration, sets["test"], progress=False)
+    assert measured.variant == f"classical-{configuration.replace('/', '-')}"
+    sample = sets["test"][0]
+    labels = classical.segment(sample.image, configuration, drop_border=False)
+    expected = records.image_row(sample.key, sample.labels, labels)
+    assert measured.rows[0]["match"] == expected["match"]
+    cut = postprocess.from_classes(targets.three_classes(labels))
+    assert measured.rows[0]["object"]["n_pred"] == cut.max()
+    assert measured.rows[1]["n_true"] == 0
+    assert measured.rows[0]["match"]["0.50"]["tp"] >= 4
+    assert set(measured.seconds) == {"seconds_per_image"}
+
+
+def test_a_network_is_recorded(sets, runs):
+    trained = train(sets, runs)
+    measured = experiment.measure_network(trained, sets["test"], progress=False)
+    options = {"preset": "smoke", "seed": 0, "trained": trained, "train_set": sets["training"]}
+    made = experiment.record("01_labels_for_free", measured, **options, labels="shape/intensity")
+    path = runs / "results" / "01_labels_for_free" / "dl-ground-truth--smoke--s0.json"
+    read = records.read(path)
+    assert read.scores == pytest.approx(made.scores, nan_ok=True)
+    assert read.images == measured.rows
+    assert read.data["source"] == "simulated" and read.data["count"] == 2
+    assert read.data["training"]["labels"] == "shape/intensity"
+    assert read.data["training"]["fingerprint"] == "training0"
+    assert (read.budget["updates"], read.budget["images_seen"]) == (4, 8)
+    assert read.budget["precision"] == "fp32" and read.budget["device"] == "CPU, 1 threads"
+    assert read.budget["seconds_per_image"] == pytest.approx(
+        measured.seconds["seconds_per_image"], abs=1e-5
+    )
+    assert read.parameters["channels"] == [4] * 5 and read.parameters["min_area"] == 0
+
+
+def test_a_classical_configuration_is_recorded_without_training(sets, runs):
+    measured = experiment.measure_classical("shape/intensity", sets["test"], progress=False)
+    experiment.record("01_labels_for_free", measured, preset="smoke", seed=3)
+    folder = runs / "results" / "01_labels_for_free"
+    read = records.read(folder / "classical-shape-intensity--smoke--s3.json")
+    assert read.data["training"] is None and read.budget["updates"] == 0
+    assert read.parameters == {} and read.budget["precision"] == "none"
+
+
+def test_real_data_are_evidence_and_recorded_apart(sets, runs, tmp_path):
+    samples = sets["test"]
+    real = SampleSet(
+        samples.keys,
+        lambda key: samples[samples.keys.index(key)],
+        name="bbbc039",
+        split="test",
+        source="real",
+        fingerprint="ab",
+    )
+    measured = experiment.measure_classical("shape/shape", real, progress=False)
+    experiment.record("01_labels_for_free", measured, preset="lite", seed=0)
+    folder = tmp_path / "results" / "01_labels_for_free"
+    assert records.read(folder / "classical-shape-shape--lite--s0.json").is_evidence
+    assert not runs.exists()
+
+
+def test_a_test_set_without_nuclei(sets, runs):
+    samples = sets["test"]
+    empty = SampleSet(
+        samples.keys[1:],
+        lambda key: samples[1],
+        name="bbbc039",
+        split="test",
+        source="simulated",
+        fingerprint="cd",
+    )
+    measured = experiment.measure_network(train(sets, runs), empty, progress=False)
+    assert measured.rows[0]["n_true"] == 0
+    experiment.record("01_labels_for_free", measured, preset="smoke", seed=0)
