@@ -61,6 +61,16 @@ def test_only_shape_seeds_part_a_dumbbell_of_one_brightness():
     assert identify_primary_objects(image, "intensity", "shape").max() == 1
 
 
+def test_a_nucleus_does_not_suppress_its_neighbour_across_a_gap():
+    image = np.full((40, 60), 100.0)
+    columns = np.arange(60)
+    # Both are brightest where they face each other, five pixels apart.
+    image[12:28, 12:28] = (600 + 20 * columns)[12:28]
+    image[12:28, 32:48] = (600 + 20 * (59 - columns))[32:48]
+    labels = identify_primary_objects(image, "intensity", "intensity")
+    assert labels.max() == 2 and 0 != labels[20, 20] != labels[20, 40] != 0
+
+
 def test_lines_follow_what_they_are_told_to():
     """An 8 whose dark valley does not lie at its neck."""
     shape = (60, 90)
@@ -143,8 +153,9 @@ def test_holes_are_filled():
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_a_constant_image_holds_no_nuclei(configuration, dtype):
-    labels = segment(np.full((40, 50), 117, dtype), configuration)
-    assert labels.dtype == np.int32 and labels.shape == (40, 50) and not labels.any()
+    for drop_border in (True, False):
+        labels = segment(np.full((40, 50), 117, dtype), configuration, drop_border=drop_border)
+        assert labels.dtype == np.int32 and labels.shape == (40, 50) and not labels.any()
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)

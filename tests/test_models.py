@@ -92,6 +92,7 @@ def test_glorot_normal_kernels_and_zero_biases():
             ratios.append(module.weight.var().item() * fans / 2)
             assert not module.bias.any()
             if module.weight.numel() > 3000:
+                assert module.weight.abs().max() > 3 * module.weight.std()  # no uniform has that
                 assert abs(ratios[-1] - 1) < 0.15
     assert len(ratios) == 23 and abs(np.mean(ratios[1:-1]) - 1) < 0.05
 
@@ -120,6 +121,15 @@ def test_every_weight_has_a_part_in_the_result():
     network = ReducedUNet(**TINY).eval()
     network(torch.rand(1, 1, 32, 32)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_fine_detail_comes_by_the_skips_alone():
+    network = ReducedUNet(**TINY).eval()
+    with torch.no_grad():
+        for level in network.upsample:
+            level.weight.zero_()
+    one, other = torch.rand(2, 1, 1, 32, 32)
+    assert not torch.equal(network(one), network(other))
 
 
 def reach(network: ReducedUNet, length: int = 256) -> int:

@@ -126,6 +126,14 @@ def test_corner_tiles_can_be_left_as_they_are():
     np.testing.assert_array_equal(tiles[0, 0]["image"][0], standardise(images[0][:32, :32], "log"))
 
 
+def test_corner_tiles_are_as_large_as_the_papers():
+    image, classes = np.zeros((520, 696), np.uint16), np.zeros((520, 696), np.uint8)
+    tiles = CornerTiles([image], [classes], ["a"])
+    assert len(tiles) == 32
+    assert tiles[9, 0]["image"].shape == (1, 512, 512)
+    assert tiles[9, 0]["classes"].shape == (512, 512)
+
+
 def test_random_crops_are_a_function_of_seed_and_draw():
     def images(seed, draws):
         items = crops(seed=seed)
@@ -302,12 +310,12 @@ def test_patience_starts_anew_with_every_better_epoch(tmp_path):
 
 
 def test_one_cycle_and_constant_rates(tmp_path):
-    options = {"epochs": 30, "updates": 1, "batch_size": 1, "learning_rate": 0.02}
+    options = {"epochs": 15, "updates": 4, "batch_size": 1, "learning_rate": 0.02}
     small = crops(1, size=16)
     cycle = run(tmp_path / "a", small, schedule="one-cycle", **options).history["learning_rate"]
-    # The rate after update n is that of update n + 1: three to warm up, 27 to cool down.
-    rising = [0.02 * (n + 1) / 3 for n in (1, 2)]
-    falling = [0.01 * (1 + math.cos(math.pi * n / 27)) for n in range(28)]
+    # Of 60 updates six warm up and 54 cool down; the history holds the rate that comes next.
+    rising = [0.02 * (4 + 1) / 6]
+    falling = [0.01 * (1 + math.cos(math.pi * n / 54)) for n in range(2, 55, 4)]
     np.testing.assert_allclose(cycle, rising + falling, atol=1e-9)
     options["epochs"] = 3
     constant = run(tmp_path / "b", small, schedule="constant", **options).history["learning_rate"]
@@ -464,7 +472,7 @@ def test_killed_and_started_again_it_ends_as_if_never_killed(
     folder = tmp_path / "fit"
     process = processes(target=doomed, args=(folder, moment, name, nth))
     process.start()
-    process.join(60)
+    process.join(600)
     assert process.exitcode == -signal.SIGKILL
     assert not (folder / "done.json").exists()
     model = network()
@@ -487,7 +495,7 @@ def test_killed_again_and_again_from_outside(undisturbed, processes, tmp_path):
         while process.is_alive() and stamp(name) == before:
             time.sleep(0.001)
         process.kill()
-        process.join(60)
+        process.join(600)
     assert_same(run(tmp_path), undisturbed)
 
 

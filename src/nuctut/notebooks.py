@@ -1,4 +1,4 @@
-"""Run a chapter with parameters, or a grid of them, through papermill.
+"""Run a chapter with parameters, or a grid of them, through papermill; quote its values.
 
 A chapter states its parameters in one cell tagged `parameters`, one `name: type = value  # help`
 per line. They are read from there and held against what is asked for before anything starts:
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import yaml
 
 from nuctut.paths import project_root, runs_root
@@ -301,3 +302,15 @@ def sweep(
         summary = f"{len(failures)} of {len(combinations)} runs failed"
         raise RuntimeError("\n".join([summary, *failures]))
     return outputs
+
+
+# --- what a chapter says in its text -------------------------------------------------------------
+
+
+def say(**values: object) -> None:
+    """Give values names by which the text of a page can quote them, as in {glue:text}`name`."""
+    from myst_nb import glue  # here, because only chapters need it
+
+    for name, value in values.items():
+        # A NumPy scalar would be quoted with its type around it.
+        glue(name, value.item() if isinstance(value, np.generic) else value, display=False)
