@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nuctut.inference import predict
+from nuctut.inference import fold_normalisation, predict
 from nuctut.models.unet import ReducedUNet
 from nuctut.targets import standardise
 
@@ -137,3 +137,32 @@ def test_what_does_not_fit_is_refused(network, options, reason):
 def test_a_colour_image_is_refused(network):
     with pytest.raises(ValueError, match=r"\(H, W\), not \(32, 32, 3\)"):
         predict(network, np.zeros((32, 32, 3)))
+
+
+def test_folded_normalisation_gives_the_same_probabilities():
+    torch.manual_seed(0)
+    model = ReducedUNet(channels=(4,) * 5, last_channels=4, normalise=True)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for values in (module.weight, module.running_var):
+                    values.uniform_(0.5, 2)
+                for values in (module.bias, module.running_mean):
+                    values.normal_()
+    image = np.random.default_rng(0).random((50, 70))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    folded = fold_normalisation(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    np.testing.assert_allclose(predict(folded, image), predict(model, image), atol=1e-5)
+    # The network itself can still be trained.
+    assert model.training and folded.training is False
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_network_without_normalisation_is_copied_as_it_is(network):
+    folded = fold_normalisation(network)
+    image = np.random.default_rng(0).random((33, 48))
+    np.testing.assert_array_equal(predict(folded, image), predict(network, image))
+    with torch.no_grad():
+        folded.head.weight.zero_()
+    assert network.head.weight.any()

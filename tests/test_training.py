@@ -406,13 +406,14 @@ def die(*_: Any) -> None:
 
 
 class Fatal(RandomCrops):
-    """Crops of which the n-th is never delivered."""
+    """Crops that are counted, and of which the n-th is never delivered."""
 
-    left = 0
+    given = 0
+    last = 0
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
-        self.left -= 1
-        if self.left == 0:
+        self.given += 1
+        if self.given == self.last:
             die()
         return super().__getitem__(item)
 
@@ -433,7 +434,7 @@ def doomed(folder: Path, moment: str, name: str, nth: int) -> None:
             die()
 
     if name == "item":
-        items.left = nth
+        items.last = nth
     os.replace = watched
     run(folder, items)
 
@@ -447,27 +448,27 @@ def processes() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("moment", "name", "nth"),
+    ("moment", "name", "nth", "kept"),
     [
-        ("before", "settings.json", 1),
-        ("during", "item", 1),
-        ("during", "item", 5),
-        ("after", "history.csv", 1),
-        ("before", "best.ckpt", 1),
-        ("after", "best.ckpt", 1),
-        ("before", "last.ckpt", 1),
-        ("after", "last.ckpt", 1),
-        ("during", "item", 15),
-        ("after", "history.csv", 3),
-        ("after", "best.ckpt", 2),
-        ("before", "last.ckpt", 3),
-        ("after", "last.ckpt", 3),
-        ("after", "last.ckpt", 4),
-        ("before", "done.json", 1),
+        ("before", "settings.json", 1, 0),
+        ("during", "item", 1, 0),
+        ("during", "item", 5, 0),
+        ("after", "history.csv", 1, 0),
+        ("before", "best.ckpt", 1, 0),
+        ("after", "best.ckpt", 1, 0),
+        ("before", "last.ckpt", 1, 0),
+        ("after", "last.ckpt", 1, 1),
+        ("during", "item", 15, 2),
+        ("after", "history.csv", 3, 2),
+        ("after", "best.ckpt", 2, 1),
+        ("before", "last.ckpt", 3, 2),
+        ("after", "last.ckpt", 3, 3),
+        ("after", "last.ckpt", 4, 4),
+        ("before", "done.json", 1, 4),
     ],
 )
 def test_killed_and_started_again_it_ends_as_if_never_killed(
-    undisturbed, processes, tmp_path, moment, name, nth
+    undisturbed, processes, tmp_path, moment, name, nth, kept
 ):
     folder = tmp_path / "fit"
     process = processes(target=doomed, args=(folder, moment, name, nth))
@@ -475,8 +476,9 @@ def test_killed_and_started_again_it_ends_as_if_never_killed(
     process.join(600)
     assert process.exitcode == -signal.SIGKILL
     assert not (folder / "done.json").exists()
-    model = network()
-    assert_same(run(folder, model=model), undisturbed)
+    model, items = network(), Fatal(*pictures(), size=32, gain=0.2)
+    assert_same(run(folder, items, model=model), undisturbed)
+    assert items.given == 6 * (4 - kept)  # it went on, and did not start anew
     image = pictures()[0][0]
     never_killed = network(seed=9)
     training.load_weights(never_killed, undisturbed.best)

@@ -87,7 +87,7 @@ def choose(presets: Mapping[str, Settings], preset: str, **overrides: Any) -> Se
 
 @dataclass(frozen=True)
 class Trained:
-    """A fitted network and how it came to be."""
+    """A fitted network, ready to predict, and how it came to be."""
 
     variant: str
     model: ReducedUNet
@@ -143,7 +143,7 @@ def train(
         fit = training.fit(model, loss, *items, folder, fit_settings, progress=progress)
     if fit_settings.device != "cpu" and torch.cuda.is_available():
         model.cuda()
-    return Trained(variant, model, fit, settings, seed)
+    return Trained(variant, inference.fold_normalisation(model), fit, settings, seed)
 
 
 @dataclass(frozen=True)

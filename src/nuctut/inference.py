@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .targets import standardise
 
@@ -79,6 +81,23 @@ def predict(
             result[:, y[2] : y[3], x[2] : x[3]] = inner
     model.train(was_training)
     return result[:, : image.shape[0], : image.shape[1]]
+
+
+def fold_normalisation(model: nn.Module) -> nn.Module:
+    """A copy for prediction alone, batch normalisation folded into the convolution before it.
+
+    It gives the same probabilities up to rounding, with fewer passes over memory. Networks without
+    batch normalisation come back as they are, copied.
+    """
+    folded = copy.deepcopy(model).eval()
+    for block in folded.modules():
+        if not isinstance(block, nn.Sequential):
+            continue
+        for index, (first, second) in enumerate(pairwise(list(block))):
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                block[index] = fuse_conv_bn_eval(first, second)
+                block[index + 1] = nn.Identity()
+    return folded
 
 
 def _pad(image: np.ndarray, stride: int) -> np.ndarray:

@@ -41,7 +41,8 @@ def from_classes(classes: np.ndarray, min_area: int = 0) -> np.ndarray:
     labels, _ = ndi.label((classes != BACKGROUND) & ~separation_lines(classes), SQUARE)
     keep = np.bincount(labels.ravel()) >= min_area
     keep[0] = False
-    return relabel_sequential(np.where(keep[labels], labels, 0))[0].astype(np.int32)
+    renumbered = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
+    return renumbered[labels]
 
 
 def give_back(labels: np.ndarray, mask: np.ndarray, reach: float = 3) -> np.ndarray:
@@ -78,8 +79,13 @@ def separation_lines(classes: np.ndarray) -> np.ndarray:
         (H, W) bool mask.
     """
     inside = classes != BACKGROUND
-    inside &= ~ndi.binary_dilation(classes == SEPARATION, SQUARE)
+    inside &= ~_dilated(classes == SEPARATION)
     # Far from the nuclei the skeleton is of no concern, and thinning a wide background takes most
     # of the time: a band around them gives the same lines inside the nuclei.
     near = ndi.maximum_filter(inside, size=2 * BAND + 1)
-    return ndi.binary_dilation(skeletonize(~inside & near), SQUARE)
+    return _dilated(skeletonize(~inside & near))
+
+
+def _dilated(mask: np.ndarray) -> np.ndarray:
+    """A mask dilated by a 3×3 square; the filter is twice as fast as binary_dilation."""
+    return ndi.maximum_filter(mask, size=3)
