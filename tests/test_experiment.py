@@ -12,6 +12,7 @@ import torch
 
 from nuctut import classical, experiment, postprocess, records, targets, training
 from nuctut.experiment import Settings
+from nuctut.machine import device_name
 from nuctut.samples import Sample, SampleSet
 
 VALUES = {
@@ -320,7 +321,7 @@ def test_a_network_is_recorded(sets, runs):
     assert read.data["training"]["labels"] == "shape/intensity"
     assert read.data["training"]["fingerprint"] == "training0"
     assert (read.budget["updates"], read.budget["images_seen"]) == (4, 8)
-    assert read.budget["precision"] == "fp32" and read.budget["device"] == "CPU, 1 threads"
+    assert read.budget["precision"] == "fp32" and read.budget["device"] == device_name()
     assert read.budget["seconds_per_image"] == pytest.approx(
         measured.seconds["seconds_per_image"], abs=1e-5
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from made_records import record, row, rows
 
-from nuctut import metrics, records
+from nuctut import machine, metrics, records
 from nuctut.samples import SampleSet
 
 
@@ -343,7 +343,7 @@ def test_only_evidence_is_committed(preset, source):
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A folder taken for the project's own."""
-    monkeypatch.setattr(records, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(machine, "project_root", lambda: tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     return tmp_path
 
@@ -355,29 +355,29 @@ def git(folder, *arguments):
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_the_commit_says_when_files_differ_from_it(checkout):
-    assert records.git_commit() is None
+    assert machine.git_commit() is None
     git(checkout, "init")
     (checkout / "code.py").write_text("1")
     git(checkout, "add", ".")
     git(checkout, "commit", "-m", "one")
-    commit = records.git_commit()
+    commit = machine.git_commit()
     assert len(commit) == 40
     (checkout / "results").mkdir()
     (checkout / "results" / "new.json").write_text("{}")
-    assert records.git_commit() == commit
+    assert machine.git_commit() == commit
     (checkout / "code.py").write_text("2")
-    assert records.git_commit() == f"{commit}-dirty"
+    assert machine.git_commit() == f"{commit}-dirty"
 
 
 def test_without_git_there_is_no_commit(checkout, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert records.git_commit() is None
+    assert machine.git_commit() is None
 
 
 def test_peak_memory_grows_by_what_was_allocated():
     pytest.importorskip("resource", reason="this system does not tell")
     code = (
-        "import numpy as np; from nuctut.records import peak_memory_gb as peak;"
+        "import numpy as np; from nuctut.machine import peak_memory_gb as peak;"
         "before = peak(); block = np.ones(400_000_000 // 8); print(peak() - before)"
     )
     parents = np.ones(600_000_000 // 8)  # what the parent holds must not count

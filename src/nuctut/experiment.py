@@ -37,7 +37,7 @@ class Settings:
         channels, last_channels, dropout, normalise: Of `models.unet.ReducedUNet`.
         cross_entropy: Weight of a cross-entropy added to the log-Dice loss.
         min_area: Predicted nuclei with fewer pixels than this, separations cut out, are dropped.
-        epochs … patience: Of `training.FitSettings`.
+        epochs … devices: Of `training.FitSettings`.
     """
 
     data: str
@@ -59,6 +59,7 @@ class Settings:
     l2: float
     precision: str
     patience: int | None
+    devices: int = 1
 
     def fit_settings(self, seed: int, device: str) -> training.FitSettings:
         """The part that `training.fit` needs."""

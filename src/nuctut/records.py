@@ -11,14 +11,10 @@ means.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,15 +25,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import nuctut
 from nuctut import metrics
-from nuctut.paths import project_root, results_root, runs_root
+from nuctut.machine import environment
+from nuctut.paths import results_root, runs_root
 from nuctut.samples import SOURCES, SampleSet
 
 SCHEMA = 1
 PRESETS = ("smoke", "lite", "paper")
 THRESHOLD_KEYS = tuple(f"{iou:.2f}" for iou in metrics.IOU_THRESHOLDS)
-LIBRARIES = ("torch", "lightning", "numpy", "scikit-image")
 
 Row = dict[str, Any]
 
@@ -216,98 +211,6 @@ def scores_per_image_mean(rows: Sequence[Row]) -> dict[str, float]:
         values = values[~np.isnan(values)]
         means[metric] = float(values.mean()) if values.size else math.nan
     return means
-
-
-# --- what a run ran on --------------------------------------------------------------------------
-
-
-def environment(device: str = "cpu") -> dict[str, Any]:
-    """Versions, device name, peak memory and git commit of the running process.
-
-    Args:
-        device: "cpu" or a CUDA device such as "cuda:0".
-
-    Returns:
-        `versions` (name → version, None where not installed), `device` (the hardware's name),
-        `peak_memory_gb` and `git_commit`, as a record keeps them.
-    """
-    versions = {"python": platform.python_version(), "nuctut": nuctut.__version__}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "versions": versions,
-        "device": device_name(device),
-        "peak_memory_gb": peak_memory_gb(device),
-        "git_commit": git_commit(),
-    }
-
-
-def device_name(device: str = "cpu") -> str:
-    """The name of the hardware, such as "Intel(R) Xeon(R) CPU @ 2.20GHz, 2 cores"."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    listing = Path("/proc/cpuinfo")  # on Linux `platform` often knows the architecture only
-    if listing.is_file():
-        model = re.search(r"^model name\s*:\s*(.+)$", listing.read_text(), re.MULTILINE)
-        name = model[1].strip() if model else name
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
-    return f"{name}, {cores} cores"
-
-
-def peak_memory_gb(device: str = "cpu") -> float | None:
-    """Highest memory use so far in 10⁹ bytes; None where the system does not tell.
-
-    On a CPU this is the whole process since it started, earlier variants included; on a GPU, what
-    torch had allocated there.
-    """
-    if device.startswith("cuda"):
-        import torch
-
-        return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
-    # Linux: getrusage would also count what the parent held when it started this process
-    status = Path("/proc/self/status")
-    if status.is_file():
-        peak = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
-        if peak:
-            return round(int(peak[1]) * 1024 / 1e9, 3)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kibibytes
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
-
-
-def git_commit() -> str | None:
-    """The checkout's commit, "-dirty" added when it differs from the files; None without git.
-
-    Changes under `results/` do not count: a run adds its own record there.
-    """
-    try:
-        commit = _git("rev-parse", "HEAD")
-        changes = _git("status", "--porcelain", "--", ".", ":!results")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{commit}-dirty" if changes else commit
-
-
-def _git(*arguments: str) -> str:
-    run = subprocess.run(
-        ["git", *arguments],
-        cwd=project_root(),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=30,
-    )
-    return run.stdout.strip()
 
 
 # --- the record ---------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import resource
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .machine import device_name, peak_memory_gb
 from .targets import corner_tiles, dihedral, standardise
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -233,23 +233,6 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
-def device_name(module_device: torch.device) -> str:
-    """The device in words, such as "CPU, 2 threads" or "NVIDIA L4"."""
-    if module_device.type == "cuda":
-        return torch.cuda.get_device_name(module_device)
-    if module_device.type == "cpu":
-        return f"CPU, {torch.get_num_threads()} threads"
-    return module_device.type
-
-
-def peak_memory_gb(module_device: torch.device) -> float:
-    """Peak memory so far: the device's allocator on a GPU, else the process; in 10⁹ bytes."""
-    if module_device.type == "cuda":
-        return torch.cuda.max_memory_allocated(module_device) / 1e9
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / 1e9 if os.uname().sysname == "Darwin" else used * 1024 / 1e9
-
-
 def _run(
     module: _Fitting,
     train: Dataset,
@@ -426,9 +409,9 @@ class _Keeper(L.Callback):
             "updates": int(self.history[-1]["step"]),
             "images_seen": len(self.history) * self.images_per_epoch,
             "seconds": self.seconds,
-            "device": device_name(device),
+            "device": device_name(str(device)),
             "precision": self.settings.precision,
-            "peak_memory_gb": peak_memory_gb(device),
+            "peak_memory_gb": peak_memory_gb(str(device)),
         }
         if trainer.is_global_zero:
             with _replacing(self.folder / "done.json") as path:
