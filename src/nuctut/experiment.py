@@ -227,8 +227,9 @@ def record(
     trained: Trained | None = None,
     train_set: SampleSet | None = None,
     labels: str = "ground truth",
+    folder: Path | None = None,
 ) -> records.Record:
-    """The record of a measured variant, written where records of its kind belong.
+    """The record of a measured variant, written.
 
     Args:
         chapter: Name of the chapter's notebook, without its ending.
@@ -236,6 +237,7 @@ def record(
         preset, seed: Of the run.
         trained, train_set, labels: Of a network: itself, what it learned from, and where the
             labels of that came from.
+        folder: Where to; by default where records of its kind belong.
     """
     budget: dict[str, Any] = {"updates": 0, "images_seen": 0, "seconds": 0.0, "precision": "none"}
     parameters: dict[str, Any] = {}
@@ -253,7 +255,7 @@ def record(
         budget=budget | measured.seconds,
         parameters=parameters,
     )
-    records.write(made)
+    records.write(made, folder)
     return made
 
 
