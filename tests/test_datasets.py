@@ -12,7 +12,7 @@ from skimage.io import imsave
 
 from nuctut import datasets
 from nuctut.datasets import bbbc039
-from nuctut.datasets.spec import SplitCount
+from nuctut.datasets.spec import SmallSet, SplitCount
 from nuctut.simulate import MARKER, simulate_bbbc039
 
 FEW = {"training": 2, "validation": 1, "test": 1}
@@ -36,8 +36,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes simulated sets tiny, for tests that are not about their size."""
-    monkeypatch.setattr(datasets.simulation, "SMALL_IMAGES", FEW)
-    monkeypatch.setattr(datasets.simulation, "SMALL_SHAPE", SHAPE)
+    spec = dataclasses.replace(datasets.REGISTRY["bbbc039"], small=SmallSet(FEW, SHAPE, 1))
+    monkeypatch.setitem(datasets.REGISTRY, "bbbc039", spec)
 
 
 @pytest.fixture

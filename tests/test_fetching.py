@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from nuctut import datasets
-from nuctut.datasets import bbbc039, fetching
+from nuctut.datasets import bbbc039, dsb2018, fetching
 from nuctut.datasets.spec import Archive, DatasetSpec
 from nuctut.simulate import MARKER, simulate_bbbc039
+from nuctut.simulate_dsb2018 import simulate_dsb2018
 
 FEW = {"training": 2, "validation": 1, "test": 1}
 Members = dict[str, bytes]
@@ -501,3 +502,108 @@ def test_simulated_data_in_the_way_are_not_touched(spec: DatasetSpec, root: Path
 def test_an_empty_folder_is_not_in_the_way(spec: DatasetSpec, root: Path) -> None:
     (root / "bbbc039").mkdir()
     assert (fetching.fetch(spec, root, progress=False) / "masks").is_dir()
+
+
+# --- archives of another kind: a plain file, sizes not known to the byte -------------------------
+
+
+@pytest.fixture(scope="module")
+def bowl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked files of a tiny DSB2018."""
+    folder = tmp_path_factory.mktemp("bowl") / "dsb2018"
+    images = {"training": 3, "validation": 1, "test": 2}
+    simulate_dsb2018(folder, images=images, shape=(64, 64))
+    (folder / MARKER).unlink()
+    return folder
+
+
+def offer_bowl(server: Server, bowl: Path, names: str = "") -> DatasetSpec:
+    """Puts DSB2018's files on the server; members' names in the zip files begin with `names`."""
+    archives = []
+    for archive in dsb2018.SPEC.archives:
+        content = (bowl / archive.name).read_bytes() if not archive.folder else b""
+        if archive.folder:
+            stage = bowl / archive.folder
+            files = [path for path in sorted(stage.rglob("*")) if path.is_file()]
+            prefix = names and f"{archive.folder}/"
+            content = packed(
+                {
+                    f"{prefix}{path.relative_to(stage).as_posix()}": path.read_bytes()
+                    for path in files
+                }
+            )
+        server.files[archive.name] = content
+        digest = hashlib.sha256(content).hexdigest()
+        size = len(content) if archive.exact else round(len(content), -2)
+        archives.append(dataclasses.replace(archive, bytes=size, sha256=digest))
+    return dataclasses.replace(
+        dsb2018.SPEC,
+        base_url=server.url,
+        archives=tuple(archives),
+        unpacked_bytes=100_000,
+        counts=dsb2018.check(bowl).counts,
+    )
+
+
+@pytest.mark.parametrize("names", ["", "stage1_train/"])
+def test_zip_files_with_and_without_a_folder_of_their_own(
+    server: Server, bowl: Path, root: Path, names: str
+) -> None:
+    folder = fetching.fetch(offer_bowl(server, bowl, names), root, progress=False)
+    assert trace(folder) == trace(bowl)
+    assert not (root / ".partial").exists()
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_a_cut_connection_is_noticed_and_continued_without_an_exact_size(
+    server: Server, bowl: Path, root: Path, knows_ranges: bool
+) -> None:
+    spec = offer_bowl(server, bowl)
+    server.knows_ranges = knows_ranges
+    server.cut_after = len(server.files["stage1_train.zip"]) - 10
+    with pytest.raises(fetching.Interrupted, match=r"stage1_train\.zip.*fetch again to continue"):
+        fetching.fetch(spec, root, progress=False)
+    server.cut_after = None
+    assert trace(fetching.fetch(spec, root, progress=False)) == trace(bowl)
+
+
+def test_a_download_that_was_whole_when_the_process_died_is_taken(
+    server: Server, bowl: Path, root: Path
+) -> None:
+    spec = offer_bowl(server, bowl)
+    part = root / ".partial" / "dsb2018" / "stage1_train.zip.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(server.files["stage1_train.zip"])
+    assert trace(fetching.fetch(spec, root, progress=False)) == trace(bowl)
+    assert server.asked[0] == (
+        "stage1_train.zip",
+        f"bytes={len(server.files['stage1_train.zip'])}-",
+    )
+
+
+def test_the_checksum_is_asked_for_whatever_is_known_of_the_size(
+    server: Server, bowl: Path, root: Path
+) -> None:
+    spec = offer_bowl(server, bowl)
+    server.files["stage1_test.zip"] += b"more"
+    assert_fails(spec, root, "stage1_test.zip", spec.archives[1].sha256)
+
+
+def test_a_plain_file_is_checked_too(server: Server, bowl: Path, root: Path) -> None:
+    spec = offer_bowl(server, bowl)
+    content = server.files["stage1_solution.csv"]
+    server.files["stage1_solution.csv"] = content.replace(b"Public", b"public", 1)
+    assert_fails(spec, root, "stage1_solution.csv", "sha256")
+
+
+def test_a_bowl_that_lacks_masks_does_not_get_in(
+    server: Server, bowl: Path, root: Path, tmp_path: Path
+) -> None:
+    spec = offer_bowl(server, bowl)
+    lacking = tmp_path / "lacking"
+    shutil.copytree(bowl, lacking)
+    key = dsb2018.split_keys(lacking, "training")[0]
+    shutil.rmtree(lacking / "stage1_train" / key / "masks")
+    worse = dataclasses.replace(offer_bowl(server, lacking), counts=spec.counts)
+    shutil.rmtree(lacking)
+    assert_fails(worse, root, f"{key}.png has no labels", "dsb2018/stage1_train")

@@ -89,7 +89,7 @@ def test_the_sixth_image_is_empty_and_the_others_are_not(made: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_every_nucleus_drawn_is_one_that_the_reader_finds(seed: int) -> None:
-    canvas = simulate._Canvas((128, 160), np.random.default_rng(seed))
+    canvas = simulate.Canvas((128, 160), np.random.default_rng(seed))
     simulate._populate(canvas)
     found = sum(ndimage.label(canvas.red == colour)[1] for colour in (1, 2, 3))
     assert found == len(canvas.blobs) > 0

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,20 +58,32 @@ def simulate_bbbc039(
         ValueError: For a split, number of images, shape or seed that cannot be.
         FileExistsError: When the folder exists.
     """
-    _validate(images, shape, seed)
+    validate(images, shape, seed)
+    with appearing_whole(folder) as made:
+        _write(made, images, shape, seed)
+    return folder
+
+
+@contextmanager
+def appearing_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `folder` at the end, or nothing at all.
+
+    Raises:
+        FileExistsError: When `folder` exists, before or after.
+    """
     if folder.exists():
         raise FileExistsError(f"{folder} exists already: name a new folder, or remove it first.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".simulating-", dir=folder.parent) as scratch:
         made = Path(scratch) / folder.name
-        _write(made, images, shape, seed)
+        made.mkdir()
+        yield made
         try:
             os.replace(made, folder)
         except OSError as error:
             if folder.exists():  # someone else wrote it in the meantime
                 raise FileExistsError(f"{folder} exists already: name a new folder.") from error
             raise
-    return folder
 
 
 def field_of_view(
@@ -82,13 +95,14 @@ def field_of_view(
         (H, W) uint16 image with values from 0 to 4095; (H, W) uint8 colours: 0 is background,
         and touching nuclei have different values among 1, 2, 3.
     """
-    canvas = _Canvas(shape, rng)
+    canvas = Canvas(shape, rng)
     if not empty:
         _populate(canvas)
-    return _photograph(canvas.signal, rng), canvas.red
+    return photograph(canvas.signal, rng), canvas.red
 
 
-def _validate(images: Mapping[str, int], shape: tuple[int, int], seed: int) -> None:
+def validate(images: Mapping[str, int], shape: tuple[int, int], seed: int) -> None:
+    """Refuses a split, number of images, shape or seed that cannot be."""
     if set(images) != set(SPLITS) or min(images.values()) < 1:
         raise ValueError(
             f"images must give each of {', '.join(SPLITS)} at least 1 image, not {dict(images)}."
@@ -122,7 +136,7 @@ def _write(folder: Path, images: Mapping[str, int], shape: tuple[int, int], seed
 
 
 @dataclass
-class _Blob:
+class Blob:
     """An outline in polar form around (y, x): an ellipse with waves on its edge."""
 
     y: float
@@ -151,12 +165,12 @@ class _Blob:
 
 
 @dataclass
-class _Canvas:
+class Canvas:
     """Light from the nuclei drawn so far, and their colours."""
 
     shape: tuple[int, int]
     rng: np.random.Generator
-    blobs: list[_Blob] = field(default_factory=list)
+    blobs: list[Blob] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.signal = np.zeros(self.shape, np.float32)
@@ -176,7 +190,7 @@ class _Canvas:
         row, column = min(max(int(y), 0), height - 1), min(max(int(x), 0), width - 1)
         return bool(self.red[row, column])
 
-    def add(self, blob: _Blob, overlap: float = 0.0, gap: float = 3.0) -> bool:
+    def add(self, blob: Blob, overlap: float = 0.0, gap: float = 3.0) -> bool:
         """Draws a blob where it finds room, and says whether it did.
 
         Args:
@@ -217,7 +231,7 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
     return parts == 1 + np.bincount(parts.ravel())[1:].argmax()
 
 
-def _nucleoli(blob: _Blob, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
+def _nucleoli(blob: Blob, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
     """Factor below 1 where the nucleus has dark spots."""
     factor = np.ones(np.broadcast_shapes(dy.shape, dx.shape))
     for y, x, depth in blob.spots:
@@ -226,7 +240,7 @@ def _nucleoli(blob: _Blob, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
     return factor
 
 
-def _populate(canvas: _Canvas) -> None:
+def _populate(canvas: Canvas) -> None:
     """Draws nuclei and what lies between them."""
     rng, (height, width) = canvas.rng, canvas.shape
     crowd = height * width / math.prod(FULL_SHAPE)
@@ -245,13 +259,13 @@ def _populate(canvas: _Canvas) -> None:
     _add_unlabelled(canvas, round(crowd * rng.poisson(14)))
 
 
-def _bare_patch(rng: np.random.Generator, shape: tuple[int, int]) -> _Blob:
+def _bare_patch(rng: np.random.Generator, shape: tuple[int, int]) -> Blob:
     """A round area without cells, as every third field has one."""
     size = rng.uniform(0.25, 0.6) * min(shape) if rng.random() < 0.35 else 0.0
-    return _Blob(rng.uniform(0, shape[0]), rng.uniform(0, shape[1]), size)
+    return Blob(rng.uniform(0, shape[0]), rng.uniform(0, shape[1]), size)
 
 
-def _add_cell(canvas: _Canvas, y: float, x: float, brightness: float) -> None:
+def _add_cell(canvas: Canvas, y: float, x: float, brightness: float) -> None:
     """One cell at (y, x): a nucleus, alone or with a neighbour, or a cell dividing or dying."""
     rng = canvas.rng
     kind = rng.random()
@@ -266,11 +280,11 @@ def _add_cell(canvas: _Canvas, y: float, x: float, brightness: float) -> None:
                 _add_neighbour(canvas, first, _nucleus(rng, y, x, brightness))
 
 
-def _nucleus(rng: np.random.Generator, y: float, x: float, brightness: float) -> _Blob:
+def _nucleus(rng: np.random.Generator, y: float, x: float, brightness: float) -> Blob:
     area = min(max(rng.normal(680, 170), 280), 1400) * (2 if rng.random() < 0.015 else 1)
     rough = 0.13 if rng.random() < 0.25 else 0.03  # one in five has dents and lobes
     dim = rng.uniform(0.25, 0.5) if rng.random() < 0.07 else 1.0
-    return _Blob(
+    return Blob(
         y,
         x,
         radius=math.sqrt(area / math.pi),
@@ -287,7 +301,7 @@ def _nucleus(rng: np.random.Generator, y: float, x: float, brightness: float) ->
     )
 
 
-def _add_neighbour(canvas: _Canvas, first: _Blob, second: _Blob) -> None:
+def _add_neighbour(canvas: Canvas, first: Blob, second: Blob) -> None:
     """Puts `second` at the edge of `first` so that they touch or overlap a little."""
     direction = canvas.rng.uniform(0, 2 * math.pi)
     step = np.array([math.sin(direction), math.cos(direction)])
@@ -297,13 +311,13 @@ def _add_neighbour(canvas: _Canvas, first: _Blob, second: _Blob) -> None:
     canvas.add(second, overlap=0.2)
 
 
-def _add_mitosis(canvas: _Canvas, y: float, x: float, brightness: float) -> None:
+def _add_mitosis(canvas: Canvas, y: float, x: float, brightness: float) -> None:
     """A bright plate of condensed chromatin, or the two of a cell that is coming apart."""
     rng = canvas.rng
     angle, peak = rng.uniform(0, math.pi), brightness * rng.uniform(2, 5)
     half = rng.uniform(5, 9) if rng.random() < 0.5 else 0.0
     for side in (-1, 1) if half else (0,):
-        plate = _Blob(
+        plate = Blob(
             y + side * half * math.cos(angle),
             x - side * half * math.sin(angle),
             radius=rng.uniform(6, 8) if half else rng.uniform(8, 11),
@@ -315,19 +329,19 @@ def _add_mitosis(canvas: _Canvas, y: float, x: float, brightness: float) -> None
         canvas.add(plate, overlap=0.1)
 
 
-def _add_fragments(canvas: _Canvas, y: float, x: float, brightness: float) -> None:
+def _add_fragments(canvas: Canvas, y: float, x: float, brightness: float) -> None:
     """What a dying cell leaves: a few small bodies that touch."""
     rng = canvas.rng
     peak = brightness * rng.uniform(0.9, 1.8)
-    body = _Blob(y, x, rng.uniform(6, 9), rng.uniform(0.6, 1), rng.uniform(0, 3), peak=peak)
+    body = Blob(y, x, rng.uniform(6, 9), rng.uniform(0.6, 1), rng.uniform(0, 3), peak=peak)
     if canvas.add(body):
         for _ in range(rng.integers(1, 4)):
             size, ratio = rng.uniform(4, 8), rng.uniform(0.6, 1)
-            part = _Blob(0, 0, size, ratio, rng.uniform(0, 3), peak=peak * rng.uniform(0.7, 1.2))
+            part = Blob(0, 0, size, ratio, rng.uniform(0, 3), peak=peak * rng.uniform(0.7, 1.2))
             _add_neighbour(canvas, body, part)
 
 
-def _add_debris(canvas: _Canvas, brightness: float) -> None:
+def _add_debris(canvas: Canvas, brightness: float) -> None:
     """A labelled speck of 6 to 60 pixels, half of the time close to a nucleus."""
     rng, (height, width) = canvas.rng, canvas.shape
     y, x = rng.uniform(0, height), rng.uniform(0, width)
@@ -337,10 +351,10 @@ def _add_debris(canvas: _Canvas, brightness: float) -> None:
         y, x = host.y + away * math.sin(direction), host.x + away * math.cos(direction)
     radius = math.sqrt(math.exp(rng.uniform(math.log(7), math.log(58))) / math.pi)
     peak = brightness * rng.uniform(0.25, 1)
-    canvas.add(_Blob(y, x, radius, rng.uniform(0.6, 1), rng.uniform(0, 3), peak=peak), gap=1.0)
+    canvas.add(Blob(y, x, radius, rng.uniform(0.6, 1), rng.uniform(0, 3), peak=peak), gap=1.0)
 
 
-def _add_unlabelled(canvas: _Canvas, count: int) -> None:
+def _add_unlabelled(canvas: Canvas, count: int) -> None:
     """Dust and cells far out of focus, which an annotator leaves out."""
     rng, (height, width) = canvas.rng, canvas.shape
     rows, columns = np.arange(height), np.arange(width)
@@ -353,7 +367,7 @@ def _add_unlabelled(canvas: _Canvas, count: int) -> None:
         canvas.signal += (light * np.outer(*profile)).astype(np.float32)
 
 
-def _photograph(signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def photograph(signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What a 12-bit camera sees of the light: blur, haze, uneven lamp, noise, offset."""
     out_of_focus = rng.uniform(1.2, 2.5) if rng.random() < 0.06 else abs(rng.normal(0, 0.3))
     sharp = ndimage.gaussian_filter(signal, math.hypot(1.15, out_of_focus))

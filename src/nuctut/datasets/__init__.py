@@ -6,17 +6,14 @@ them. Simulated ones have the same layout, and a marker file that keeps them fro
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pooch
-
-from nuctut import simulate as simulation
-from nuctut.datasets import bbbc039, fetching
+from nuctut.datasets import bbbc039, dsb2018, fetching
+from nuctut.datasets.cache import cache_root, content_fingerprint, open_split
 from nuctut.datasets.spec import CheckReport, DatasetSpec, is_simulated
 from nuctut.paths import project_root
 from nuctut.samples import SampleSet
@@ -36,7 +33,7 @@ __all__ = [
     "status",
 ]
 
-REGISTRY: dict[str, DatasetSpec] = {bbbc039.SPEC.name: bbbc039.SPEC}
+REGISTRY: dict[str, DatasetSpec] = {spec.name: spec for spec in (bbbc039.SPEC, dsb2018.SPEC)}
 SOURCES = ("auto", "real", "simulated")
 
 
@@ -76,12 +73,13 @@ def data_root() -> Path:
 
 def simulated_root() -> Path:
     """The folder of simulated data sets: below $NUCTUT_CACHE or the user's cache folder."""
-    cache = os.environ.get("NUCTUT_CACHE") or pooch.os_cache("nuctut")
-    return Path(cache).expanduser().resolve() / "simulated"
+    return cache_root() / "simulated"
 
 
 def load(name: str, split: str, source: str = "auto") -> SampleSet:
     """A split of a data set; images are read when asked for.
+
+    Labels that are spread over thousands of files are read the first time, and kept in a cache.
 
     Args:
         name: One of `REGISTRY`.
@@ -101,14 +99,12 @@ def load(name: str, split: str, source: str = "auto") -> SampleSet:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
     folder, found = _folder(spec, source)
     keys = spec.split_keys(folder, split)
-    return SampleSet(
-        keys,
-        partial(spec.read, folder),
-        name=name,
-        split=split,
-        source=found,
-        fingerprint=_fingerprint(path for key in keys for path in spec.files(folder, key)),
-    )
+    if spec.read_image:
+        read, fingerprint = open_split(spec, folder, split, keys)
+    else:
+        read = partial(spec.read, folder)
+        fingerprint = content_fingerprint(path for key in keys for path in spec.files(folder, key))
+    return SampleSet(keys, read, name=name, split=split, source=found, fingerprint=fingerprint)
 
 
 def fetch(name: str, root: Path | str | None = None, progress: bool = True) -> Path:
@@ -147,20 +143,20 @@ def simulate(
             and nothing is written where the same set is there already.
         seed: Other seeds give other images; the same one gives the same bytes.
         images: Number of images by split; by default a handful.
-        shape: (H, W) of the images; by default a quarter of the area of the real ones.
+        shape: (H, W) of the images; by default smaller than the real ones.
 
     Raises:
         ValueError: For an unknown name, split or a bad number.
         FileExistsError: When `folder` exists.
     """
     spec = _spec(name)
-    images = dict(simulation.SMALL_IMAGES if images is None else images)
-    shape = simulation.SMALL_SHAPE if shape is None else shape
+    images = dict(spec.small.images if images is None else images)
+    shape = spec.small.shape if shape is None else shape
     if folder is not None:
         return spec.simulate(Path(folder), images=images, shape=shape, seed=seed)
     counts = "-".join(str(images.get(split, 0)) for split in spec.splits)
     place = simulated_root() / (
-        f"{name}-v{simulation.VERSION}-{shape[0]}x{shape[1]}-{counts}-seed{seed}"
+        f"{name}-v{spec.small.version}-{shape[0]}x{shape[1]}-{counts}-seed{seed}"
     )
     if not place.is_dir():
         try:
@@ -219,19 +215,14 @@ def _first_missing(spec: DatasetSpec, folder: Path) -> str:
     for split, expected in spec.counts.items():
         try:
             keys = spec.split_keys(folder, split)
+            if len(keys) != expected.images:
+                return (
+                    f"{folder}: the {split} split lists {len(keys)} images, not {expected.images}."
+                )
+            files = [path for key in keys for path in spec.files(folder, key)]
         except (FileNotFoundError, ValueError) as error:
             return str(error)
-        if len(keys) != expected.images:
-            return f"{folder}: the {split} split lists {len(keys)} images, not {expected.images}."
-        for path in (path for key in keys for path in spec.files(folder, key)):
+        for path in files:
             if not path.is_file():
                 return f"{path} is missing."
     return ""
-
-
-def _fingerprint(paths: Iterable[Path]) -> str:
-    """sha256 over the contents of the files, in order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

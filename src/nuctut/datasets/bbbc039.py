@@ -15,9 +15,16 @@ import tifffile
 from skimage.io import imread
 from skimage.measure import label
 
-from nuctut.datasets.spec import Archive, CheckReport, DatasetSpec, SplitCount, is_simulated
+from nuctut.datasets.spec import (
+    Archive,
+    CheckReport,
+    DatasetSpec,
+    SmallSet,
+    SplitCount,
+    is_simulated,
+)
 from nuctut.samples import Sample
-from nuctut.simulate import simulate_bbbc039
+from nuctut.simulate import SMALL_IMAGES, SMALL_SHAPE, VERSION, simulate_bbbc039
 
 COUNTS = {
     "training": SplitCount(100, 12_001),
@@ -198,4 +205,5 @@ SPEC = DatasetSpec(
     read=read,
     check=check,
     simulate=simulate_bbbc039,
+    small=SmallSet(SMALL_IMAGES, SMALL_SHAPE, VERSION),
 )

@@ -59,8 +59,9 @@ def fetch(spec: DatasetSpec, root: Path, progress: bool = True) -> Path:
         with _sentence(str(root)):
             work.mkdir(parents=True, exist_ok=True)
         with _bars(progress) as bars:
-            archives = [_download(spec, archive, work, bars) for archive in spec.archives]
-            _install(spec, archives, work / "unpacked", folder, bars)
+            for archive in spec.archives:
+                _download(spec, archive, work, bars)
+            _install(spec, work, folder, bars)
     except (Interrupted, KeyboardInterrupt):
         keep_downloads = True
         raise
@@ -95,8 +96,8 @@ def _require_space(spec: DatasetSpec, root: Path, work: Path) -> None:
         )
 
 
-def _download(spec: DatasetSpec, archive: Archive, work: Path, bars: Progress) -> Path:
-    """The archive in `work`, with the pinned checksum; one that is there is not loaded again."""
+def _download(spec: DatasetSpec, archive: Archive, work: Path, bars: Progress) -> None:
+    """Loads the archive into `work` and checks it; one that is there is not loaded again."""
     task = bars.add_task(archive.name, total=archive.bytes)
     partial = work / f"{archive.name}.part"
 
@@ -107,7 +108,7 @@ def _download(spec: DatasetSpec, archive: Archive, work: Path, bars: Progress) -
     pooch.get_logger().setLevel("WARNING")  # the bars say what it would say
     try:
         with _sentence(archive.name):
-            path = pooch.retrieve(
+            pooch.retrieve(
                 spec.base_url + archive.name,
                 known_hash=f"sha256:{archive.sha256}",
                 fname=archive.name,
@@ -121,32 +122,36 @@ def _download(spec: DatasetSpec, archive: Archive, work: Path, bars: Progress) -
             "the publisher has changed the file."
         ) from error
     bars.update(task, completed=archive.bytes)
-    return Path(path)
 
 
 def _receive(url: str, archive: Archive, partial: Path, on_bytes: Callable[[int], None]) -> None:
     """Loads `url` into `partial`, continuing after the bytes that are there."""
     done = partial.stat().st_size if partial.exists() else 0
-    if done >= archive.bytes:  # all there (or too much, which the checksum will tell)
+    if archive.exact and done >= archive.bytes:  # all there (or more, which the checksum tells)
         return
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    size = archive.bytes
     try:
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            if response.status_code == 416 and not archive.exact:
+                return  # "range not satisfiable": all there, which the checksum tells
             done = _start(response, archive, done)
+            if not archive.exact:
+                size = done + int(response.headers.get("Content-Length", 0))
             with partial.open("ab" if done else "wb") as file:
                 for chunk in response.iter_content(CHUNK):
                     file.write(chunk)
                     done += len(chunk)
                     on_bytes(done)
-                    _refuse_size(url, archive, done > archive.bytes)
+                    _refuse_size(url, archive, archive.exact and done > size)
     except requests.RequestException as error:
         raise Interrupted(
-            f"The connection failed after {done:,} of {archive.bytes:,} bytes of {url} "
+            f"The connection failed after {done:,} of {size:,} bytes of {url} "
             f"({type(error).__name__}): fetch again to continue."
         ) from error
-    if done < archive.bytes:
+    if done < size:
         raise Interrupted(
-            f"The connection ended after {done:,} of {archive.bytes:,} bytes of {url}: "
+            f"The connection ended after {done:,} of {size:,} bytes of {url}: "
             "fetch again to continue."
         )
 
@@ -172,15 +177,19 @@ def _refuse_size(url: str, archive: Archive, wrong: bool) -> None:
         )
 
 
-def _install(
-    spec: DatasetSpec, archives: list[Path], staging: Path, folder: Path, bars: Progress
-) -> None:
-    """Unpacks into `staging`, checks what came out, and renames it to `folder`."""
+def _install(spec: DatasetSpec, work: Path, folder: Path, bars: Progress) -> None:
+    """Unpacks below `work`, checks what came out, and renames it to `folder`."""
+    staging = work / "unpacked"
     shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed
     task = bars.add_task("unpacking", total=spec.unpacked_bytes)
-    for path in archives:
-        with _sentence(path.name):
-            unpack(path, staging, lambda size: bars.advance(task, size))
+    for archive in spec.archives:
+        with _sentence(archive.name):
+            if archive.name.endswith(".zip"):
+                path, inside = work / archive.name, archive.folder
+                unpack(path, staging, lambda size: bars.advance(task, size), inside)
+            else:
+                staging.mkdir(exist_ok=True)
+                shutil.copyfile(work / archive.name, staging / archive.name)
     bars.update(task, completed=spec.unpacked_bytes)
     report = spec.check(staging, spec.counts)
     if not report.ok:
@@ -192,8 +201,16 @@ def _install(
         os.replace(staging, folder)
 
 
-def unpack(path: Path, folder: Path, on_bytes: Callable[[int], None] = lambda size: None) -> None:
+def unpack(
+    path: Path,
+    folder: Path,
+    on_bytes: Callable[[int], None] = lambda size: None,
+    inside: str = "",
+) -> None:
     """Unpacks a zip file into `folder`, leaving out what macOS adds to archives.
+
+    With `inside`, its members end up in that folder below `folder`, whether their names begin with
+    it or not.
 
     Nothing is written when any member has an absolute name, leads out of the folder by `..`,
     or is a link or another special file.
@@ -206,6 +223,8 @@ def unpack(path: Path, folder: Path, on_bytes: Callable[[int], None] = lambda si
             members = [member for member in archive.infolist() if not _is_junk(member)]
             for member in members:
                 _refuse_unsafe(path, member)
+            if any(PurePosixPath(member.filename).parts[0] != inside for member in members):
+                folder = folder / inside
             for member in members:
                 if not member.is_dir():
                     _extract(archive, member, folder / member.filename)

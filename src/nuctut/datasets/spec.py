@@ -6,17 +6,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from nuctut.samples import Sample
 from nuctut.simulate import MARKER
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One zip file as its publisher offers it: its name, size in bytes and sha256."""
+    """One file as its publisher offers it: a zip file, or one that is kept as it is.
+
+    Attributes:
+        name: Of the file; a zip file's ends in ".zip".
+        bytes: Its size.
+        sha256: Of its content, in hex digits.
+        exact: Whether the size is known to the byte; otherwise it is about right.
+        folder: What a zip file unpacks into, below the data set's folder, whether or not its
+            members' names begin with it.
+    """
 
     name: str
     bytes: int
     sha256: str
+    exact: bool = True
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,21 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
+class SmallSet:
+    """The size of a simulated data set that is enough for a first look.
+
+    Attributes:
+        images: How many, by split.
+        shape: (H, W) in pixels.
+        version: Another number means that the same seed gives other images.
+    """
+
+    images: Mapping[str, int]
+    shape: tuple[int, int]
+    version: int
+
+
+@dataclass(frozen=True)
 class DatasetSpec:
     """A data set: where it comes from, what is in it, and how its files are read.
 
@@ -76,6 +104,9 @@ class DatasetSpec:
         read: (folder, key) → the sample. Raises ValueError or FileNotFoundError naming the file.
         check: (folder, counts) → a report; counts of None expects no particular number.
         simulate: (folder, *, images, shape, seed) → the folder, now holding simulated data.
+        small: What `simulate` makes unless told otherwise.
+        read_image: (folder, key) → the image alone. A data set that has it keeps its labels in a
+            cache, because putting them together takes long.
     """
 
     name: str
@@ -92,6 +123,8 @@ class DatasetSpec:
     read: Callable[[Path, str], Sample]
     check: Callable[[Path, Mapping[str, SplitCount] | None], CheckReport]
     simulate: Callable[..., Path]
+    small: SmallSet
+    read_image: Callable[[Path, str], np.ndarray] | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:

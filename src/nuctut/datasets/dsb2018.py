@@ -1,0 +1,523 @@
+"""DSB2018 (BBBC038v1): nuclei of many kinds, from the 2018 Data Science Bowl (CC0).
+
+On disk, as the publisher's files unpack: `stage1_train/<id>/images/<id>.png` with one 0/255 PNG
+per nucleus in `stage1_train/<id>/masks/`; `stage1_test/<id>/images/<id>.png`; and the nuclei of
+the test images as run lengths in `stage1_solution.csv`.
+
+The publisher has no validation split: `validation_keys` draws one from stage1_train.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+
+from nuctut.datasets.spec import (
+    Archive,
+    CheckReport,
+    DatasetSpec,
+    SmallSet,
+    SplitCount,
+    is_simulated,
+)
+from nuctut.samples import Sample
+from nuctut.simulate import validate
+from nuctut.simulate_dsb2018 import SMALL_IMAGES, SMALL_SHAPE, VERSION, kind_of, simulate_dsb2018
+
+TRAIN, TEST, SOLUTION = "stage1_train", "stage1_test", "stage1_solution.csv"
+COLUMNS = ("ImageId", "EncodedPixels", "Height", "Width")
+MODALITIES = ("fluorescence", "stained", "bright-field")
+DARK = 100  # grey values; see modality()
+COLOURED = 5  # grey values; see modality()
+VALIDATION_SHARE = 0.1
+SMALLEST_STRATUM = 4  # images that a stratum needs to lend one to validation
+
+COUNTS = {
+    "training": SplitCount(602, 26_666),
+    "validation": SplitCount(68, 2_795),
+    "test": SplitCount(65, 4_152),
+}
+
+# Test images whose field of view is in stage1_train too, about half as bright and outlined another
+# time: a score on these four says what a network remembers.
+ALSO_IN_TRAIN = {
+    "0a849e0eb15faa8a6d7329c3dd66aabe9a294cccb52ed30a90c8ca99092ae732": (
+        "7c318172e976ae5a962c9c7a4e9fe46d7fb985765ddd3a3e2108e893a90b92b2"
+    ),
+    "4be73d68f433869188fe5e7f09c7f681ed51003da6aa5d19ce368726d8e271ee": (
+        "9cdac2870cfe65b6cb61bd151020068a3b427118a27343767b07ea39483fee32"
+    ),
+    "697a05c6fe4a07c601d46da80885645ad574ea19b47ee795ccff216c9f1f1808": (
+        "0287e7ee5b007c91ae2bd7628d09735e70496bc6127ecb7f3dd043e04ce37426"
+    ),
+    "7f4cbe0b36b5d09466476a7d4e01f4f976c67872d549f4ff47b3e1e3a2b403af": (
+        "abbfff07379bceb69dba41dad8b0db5eb80cc8baf3d4af87b7ee20b0dac32215"
+    ),
+}
+
+Stratum = tuple[str, tuple[float, float]]  # modality and size
+
+
+# --- which images --------------------------------------------------------------------------------
+
+
+def split_keys(folder: Path, split: str) -> list[str]:
+    """The keys of a split: names of image folders, sorted.
+
+    Raises:
+        FileNotFoundError: When a folder is missing.
+        ValueError: When the csv lists an image that is not there.
+    """
+    if split == "test":
+        return _test_keys(folder)
+    keys = _image_folders(folder / TRAIN)
+    listed = listed_validation()
+    if listed.isdisjoint(keys):  # invented images, which no list can know
+        validation = set(validation_keys({key: _stratum(folder, key) for key in keys}))
+    else:
+        validation = listed
+    return [key for key in keys if (key in validation) == (split == "validation")]
+
+
+def listed_validation() -> frozenset[str]:
+    """The ids of the real validation split, as written down in `dsb2018_validation.txt`."""
+    text = resources.files(__package__).joinpath("dsb2018_validation.txt").read_text("utf-8")
+    return frozenset(line for line in text.split("\n") if line and not line.startswith("#"))
+
+
+def validation_keys(strata: Mapping[str, Stratum]) -> list[str]:
+    """The images of stage1_train that form the validation split, by a rule without chance.
+
+    Images of the same modality and size are a stratum. Of its n ids, sorted, n / 10 (rounded,
+    halves up) are taken at even distances; a stratum of at least 4 images lends at least one.
+    The ids are hashes, so their order has nothing to do with what the images show.
+
+    Many images are tiles of one field of view, and neighbours may come to lie on both sides: of the
+    68 real validation images, 48 continue in a training image. They share no pixel, but look
+    alike, so this split is for deciding when to stop, not for measuring.
+
+    Args:
+        strata: Modality and (H, W) of each image by its id.
+
+    Returns:
+        Sorted ids.
+    """
+    members: dict[Stratum, list[str]] = {}
+    for key, stratum in sorted(strata.items()):
+        members.setdefault(stratum, []).append(key)
+    chosen = []
+    for keys in members.values():
+        wanted = math.floor(VALIDATION_SHARE * len(keys) + 0.5)
+        if len(keys) >= SMALLEST_STRATUM:
+            wanted = max(wanted, 1)
+        chosen += [keys[(2 * index + 1) * len(keys) // (2 * wanted)] for index in range(wanted)]
+    return sorted(chosen)
+
+
+def files(folder: Path, key: str) -> list[Path]:
+    """The files that a sample is read from: its image, then its masks by name, or the csv.
+
+    Raises:
+        FileNotFoundError: When nothing says where the nuclei of the image are.
+    """
+    image = _image_path(folder, key)
+    if _is_test(folder, key) and key in _solution_of(folder):
+        return [image, folder / SOLUTION]
+    masks = image.parent.parent / "masks"
+    names = sorted(os.listdir(masks)) if masks.is_dir() else []
+    paths = [masks / name for name in names if not name.startswith(".")]
+    if not paths:
+        sources = f"no masks in {masks}"
+        if _is_test(folder, key):
+            sources += f" and no line in {folder / SOLUTION}"
+        raise FileNotFoundError(f"{image} has no labels, {sources}: fetch the data again.")
+    return [image, *paths]
+
+
+def _is_test(folder: Path, key: str) -> bool:
+    return not (folder / TRAIN / key).is_dir()
+
+
+def _image_path(folder: Path, key: str) -> Path:
+    return folder / (TEST if _is_test(folder, key) else TRAIN) / key / "images" / f"{key}.png"
+
+
+def _image_folders(stage: Path) -> list[str]:
+    if not stage.is_dir():
+        raise FileNotFoundError(f"{stage} is missing: it holds a folder for each image.")
+    keys = sorted(path.name for path in stage.iterdir() if path.is_dir())
+    if not keys:
+        raise ValueError(f"{stage} holds no image folders.")
+    return keys
+
+
+def _test_keys(folder: Path) -> list[str]:
+    keys = _image_folders(folder / TEST)
+    for key in sorted(_solution_of(folder).keys() - set(keys)):
+        raise ValueError(
+            f"{folder / SOLUTION} has nuclei for {key}, but there is no image "
+            f"{_image_path(folder, key)}."
+        )
+    return keys
+
+
+def _stratum(folder: Path, key: str) -> Stratum:
+    image = read_image(folder, key)
+    return modality(image), image.shape[:2]
+
+
+# --- one image -----------------------------------------------------------------------------------
+
+
+def read(folder: Path, key: str) -> Sample:
+    """Reads one image and the nuclei marked in it.
+
+    Labels are numbered in the order of the nuclei's first pixels, row by row, so that they do not
+    depend on the names of mask files or the order of run lengths.
+
+    Returns:
+        A sample with image (H, W, 3) uint8, labels (H, W) int32 and the tag "modality".
+
+    Raises:
+        FileNotFoundError: When a file is missing.
+        ValueError: When one cannot be read or is not what it should be; both name the file.
+    """
+    image = read_image(folder, key)
+    _, *sources = files(folder, key)
+    if sources == [folder / SOLUTION]:
+        nuclei = _nuclei_from_runs(folder, key, image.shape[:2])
+    else:
+        nuclei = _nuclei_from_masks(sources, image.shape[:2])
+    return Sample(key, image, _paint(nuclei, image.shape[:2]), {"modality": modality(image)})
+
+
+def read_image(folder: Path, key: str) -> np.ndarray:
+    """The image of a key as (H, W, 3) uint8, whatever form its file has.
+
+    RGBA loses its alpha channel, which is 255 everywhere in all the real images and so says
+    nothing; an image in which it is not is refused. Grey becomes three equal channels.
+
+    Raises:
+        FileNotFoundError: When the file is missing.
+        ValueError: When it cannot be read or is no such image; both name it.
+    """
+    path = _image_path(folder, key)
+    image = _pixels(path)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise ValueError(
+            f"{path} should hold 8-bit grey, RGB or RGBA, not {image.dtype} of {image.shape}: "
+            "the file is not of this data set."
+        )
+    if image.ndim == 2 or image.shape[2] <= 2:
+        grey, alpha = (image, None) if image.ndim == 2 else (image[..., 0], image[..., 1:])
+        image = np.repeat(grey[..., None], 3, axis=2)
+    else:
+        image, alpha = image[..., :3], image[..., 3:]
+    if alpha is not None and (alpha != 255).any():
+        raise ValueError(
+            f"{path} is transparent in places, which no image of this data set is: what it shows "
+            "there is not known. Fetch the data again, or save the file without transparency."
+        )
+    return np.ascontiguousarray(image)
+
+
+def modality(image: np.ndarray) -> str:
+    """How an image was made, told from its pixels alone.
+
+    With the brightness of a pixel as the mean of its channels, and its colour as the largest
+    minus the smallest of them:
+
+    - "fluorescence" when the median brightness is below 100: nuclei on a dark ground;
+    - "stained" when it is not, and the mean colour is at least 5: H&E and other dyes;
+    - "bright-field" when it is not, and the mean colour is below 5: grey on a bright ground.
+
+    Neither threshold is near any real image: median brightness is at most 63 on dark grounds and
+    at least 149 on bright ones; mean colour is 0 in grey images and at least 11.9 in the others.
+
+    Args:
+        image: (H, W, 3) uint8.
+    """
+    # sums of three channels fit into uint16, and are faster than means
+    if np.median(image.sum(axis=2, dtype=np.uint16)) < 3 * DARK:
+        return "fluorescence"
+    colour = image.max(axis=2) - image.min(axis=2)
+    return "stained" if colour.mean() >= COLOURED else "bright-field"
+
+
+def _pixels(path: Path) -> np.ndarray:
+    try:
+        return imagecodecs.png_decode(path.read_bytes())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing.") from error
+    except (imagecodecs.PngError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read, it is damaged or cut off ({error}): fetch the data again."
+        ) from error
+
+
+# --- nuclei --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Nucleus:
+    """One nucleus: the flat indices of its pixels, ascending, and where it was read from."""
+
+    pixels: np.ndarray
+    origin: str
+
+
+def _nuclei_from_masks(masks: Sequence[Path], shape: tuple[int, int]) -> Iterator[_Nucleus]:
+    for path in masks:
+        mask = _pixels(path)
+        if mask.shape != shape:
+            raise ValueError(f"{path} has shape {mask.shape}, but its image has {shape}.")
+        inside = mask > 0
+        pixels = np.flatnonzero(inside)
+        if not pixels.size:
+            raise ValueError(f"{path} marks no pixel: an empty mask is no nucleus, remove it.")
+        if mask.dtype != np.uint8 or mask.ravel()[pixels].min() != 255:
+            raise ValueError(f"{path} holds other values than 0 and 255 in 8 bits.")
+        yield _Nucleus(pixels, str(path))
+
+
+def _nuclei_from_runs(folder: Path, key: str, shape: tuple[int, int]) -> Iterator[_Nucleus]:
+    for row in _solution_of(folder)[key]:
+        origin = f"{folder / SOLUTION}, line {row.line} ({key})"
+        if (row.height, row.width) != shape:
+            raise ValueError(
+                f"{origin} is for an image of {row.height} × {row.width}, but the image has "
+                f"{shape[0]} × {shape[1]}."
+            )
+        try:
+            yield _Nucleus(decode_runs(row.runs, shape), origin)
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from error
+
+
+def decode_runs(text: str, shape: tuple[int, int]) -> np.ndarray:
+    """The pixels of a nucleus from its run lengths.
+
+    Args:
+        text: "start length start length …": pixels counted from 1 down the columns, left to
+            right; runs ascending, and none beginning before the last has ended.
+        shape: (H, W) of the image.
+
+    Returns:
+        Ascending int64 indices into the image's pixels row by row, counted from 0.
+
+    Raises:
+        ValueError: For anything else, saying what.
+    """
+    try:
+        numbers = np.array([int(word) for word in text.split()], np.int64)
+    except ValueError as error:
+        raise ValueError(f"run lengths are whole numbers, which {text[:40]!r} is not.") from error
+    if not numbers.size:
+        raise ValueError("there are no run lengths: an empty nucleus is none, remove the line.")
+    if numbers.size % 2:
+        raise ValueError(
+            f"run lengths come in pairs of start and length, here are {numbers.size} numbers."
+        )
+    starts, lengths = numbers[::2] - 1, numbers[1::2]
+    if starts.min() < 0 or lengths.min() < 1:
+        raise ValueError("run lengths count pixels from 1, and no run is shorter than one pixel.")
+    ends = starts + lengths
+    if (starts[1:] < ends[:-1]).any():
+        raise ValueError("the runs are not in ascending order, or run into each other.")
+    height, width = shape
+    if ends[-1] > height * width:
+        raise ValueError(
+            f"a run ends at pixel {ends[-1]:,}, past the image's end at {height * width:,}."
+        )
+    down = np.concatenate([np.arange(*run) for run in zip(starts, ends, strict=True)])
+    return np.sort(down % height * width + down // height)
+
+
+def _paint(nuclei: Iterable[_Nucleus], shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) int32 labels, numbered in the order of the nuclei's first pixels.
+
+    Raises:
+        ValueError: Where two nuclei overlap, naming both.
+    """
+    ordered = sorted(nuclei, key=lambda nucleus: int(nucleus.pixels[0]))
+    labels = np.zeros(shape, np.int32)
+    flat = labels.ravel()
+    for number, nucleus in enumerate(ordered, start=1):
+        taken = flat[nucleus.pixels]
+        if taken.any():
+            other = ordered[int(taken.max()) - 1].origin
+            raise ValueError(
+                f"{nucleus.origin} overlaps {other} in {np.count_nonzero(taken):,} pixels: "
+                "a pixel belongs to one nucleus. Correct one of them."
+            )
+        flat[nucleus.pixels] = number
+    return labels
+
+
+# --- the csv of the test images ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of the csv."""
+
+    line: int
+    runs: str
+    height: int
+    width: int
+
+
+def _solution_of(folder: Path) -> Mapping[str, list[_Row]]:
+    """The lines of the csv by image id; nothing where there is no csv."""
+    path = folder / SOLUTION
+    if not path.is_file():
+        return {}
+    stamp = path.stat()
+    return _solution(path, stamp.st_mtime_ns, stamp.st_size)
+
+
+@lru_cache(maxsize=4)
+def _solution(path: Path, modified: int, size: int) -> Mapping[str, list[_Row]]:
+    """Reads the csv once for as long as its file does not change."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return _rows(path, csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read, it is damaged ({error}): fetch the data again."
+        ) from error
+
+
+def _rows(path: Path, lines: csv.DictReader) -> dict[str, list[_Row]]:
+    if not set(COLUMNS) <= set(lines.fieldnames or ()):
+        raise ValueError(
+            f"{path} should have the columns {', '.join(COLUMNS)}, not {lines.fieldnames}."
+        )
+    rows: dict[str, list[_Row]] = {}
+    for line in lines:
+        key, runs, height, width = (line[name] for name in COLUMNS)
+        try:
+            row = _Row(lines.line_num, runs or "", int(height), int(width))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}, line {lines.line_num} ({key}) is cut off or damaged: "
+                f"height {height!r}, width {width!r}."
+            ) from error
+        rows.setdefault(key, []).append(row)
+    return rows
+
+
+# --- the whole -----------------------------------------------------------------------------------
+
+
+def check(folder: Path, counts: Mapping[str, SplitCount] | None = None) -> CheckReport:
+    """Reads every file of the data set in `folder`; `counts` is what should be found, if known."""
+    found, problems = {}, [*_strays(folder)]
+    for split in COUNTS:
+        found[split], faults = _check_split(folder, split)
+        problems += faults
+    for split, expected in (counts or {}).items():
+        if not problems and found[split] != expected:
+            problems.append(
+                f"{folder}: the {split} split has {found[split].images:,} images with "
+                f"{found[split].nuclei:,} nuclei, expected are {expected.images:,} "
+                f"with {expected.nuclei:,}."
+            )
+    # a fault that stops both halves of stage1_train is still one
+    return CheckReport(folder, found, tuple(dict.fromkeys(problems)), is_simulated(folder))
+
+
+def _check_split(folder: Path, split: str) -> tuple[SplitCount, list[str]]:
+    def count(key: str) -> int | str:
+        try:
+            return read(folder, key).count
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    try:
+        keys = split_keys(folder, split)
+    except (OSError, ValueError) as error:
+        return SplitCount(0, 0), [str(error)]
+    with ThreadPoolExecutor() as pool:  # the decoder works without Python's lock
+        counts = list(pool.map(count, keys))
+    good = [count for count in counts if isinstance(count, int)]
+    return SplitCount(len(good), sum(good)), [text for text in counts if isinstance(text, str)]
+
+
+def _strays(folder: Path) -> Iterator[str]:
+    """Images that no key leads to: beside the image of a folder, or under another name."""
+    for path in sorted(folder.glob("stage1_*/*/images/[!.]*")):
+        if path.stem != path.parent.parent.name or path.suffix != ".png":
+            yield f"{path} is not the image of its folder, {path.parent.parent.name}.png."
+
+
+def simulate(folder: Path, *, images: Mapping[str, int], shape: tuple[int, int], seed: int) -> Path:
+    """Writes simulated images, as `simulate_dsb2018` does, whose splits have these numbers.
+
+    Raises:
+        ValueError: When the rule of the validation split gives another number.
+        FileExistsError: When the folder exists.
+    """
+    validate(images, shape, seed)
+    count = images["training"] + images["validation"]
+    kinds = {f"{index:06d}": kind_of(index) for index in range(count)}
+    given = len(validation_keys({key: (kind.modality, kind.scale) for key, kind in kinds.items()}))
+    if given != images["validation"]:
+        raise ValueError(
+            f"Of {count} images outside the test split the rule takes {given} for validation, "
+            f"not {images['validation']}: ask for {count - given} and {given}."
+        )
+    return simulate_dsb2018(folder, images=images, shape=shape, seed=seed)
+
+
+SPEC = DatasetSpec(
+    name="dsb2018",
+    title="DSB2018 (BBBC038v1): nuclei of many kinds, 2018 Data Science Bowl",
+    homepage="https://bbbc.broadinstitute.org/BBBC038",
+    licence="CC0 1.0",
+    citation=(
+        "We used image set BBBC038v1 (Caicedo et al. 2019), available from the "
+        "Broad Bioimage Benchmark Collection (Ljosa et al., Nature Methods, 2012)."
+    ),
+    base_url="https://data.broadinstitute.org/bbbc/BBBC038/",
+    archives=(
+        Archive(
+            "stage1_train.zip",
+            82_900_000,
+            "dcb6edc2690f137406638b2309581a71522c4dff19157d118453b448dcddcb68",
+            exact=False,
+            folder=TRAIN,
+        ),
+        Archive(
+            "stage1_test.zip",
+            9_500_000,
+            "c097954151884341448a5c77aab21f581815ad9cad203ff2ff38d6947c9f0733",
+            exact=False,
+            folder=TEST,
+        ),
+        Archive(
+            SOLUTION,
+            1_189_505,
+            "b697d9ae093d72079f45adea7e9823204d3f67dd5ab657f68ce86ab988fc32f9",
+        ),
+    ),
+    unpacked_bytes=100_000_000,
+    counts=COUNTS,
+    split_keys=split_keys,
+    files=files,
+    read=read,
+    check=check,
+    simulate=simulate,
+    small=SmallSet(SMALL_IMAGES, SMALL_SHAPE, VERSION),
+    read_image=read_image,
+)
