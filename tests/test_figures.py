@@ -178,6 +178,13 @@ def test_ranks_start_at_the_best_and_ties_share_their_mean():
     assert placed["f1"].tolist() == [4, 3, 2, 1]
 
 
+def test_of_an_error_the_smallest_is_best():
+    scores = pd.DataFrame({"count_error": [0.1, 3.0, 0.5], "off by": [0.1, 3.0, 0.5]})
+    assert figures.ranks(scores)["count_error"].tolist() == [1, 3, 2]
+    assert figures.ranks(scores)["off by"].tolist() == [3, 1, 2]
+    assert figures.ranks(scores, ["off by"])["off by"].tolist() == [1, 3, 2]
+
+
 def test_scores_equal_but_for_rounding_are_ties():
     scores = pd.DataFrame({"dice": [0.3, 0.1 + 0.2]})
     assert figures.ranks(scores)["dice"].tolist() == [1.5, 1.5]
@@ -200,11 +207,28 @@ CELLS = pd.DataFrame(
     }
 )
 SCORES = pd.DataFrame({"dice": [0.9, 0.9], "f1": [0.2, 0.4]}, index=["split", "merge"])
+COLOUR = np.stack([IMAGE, IMAGE[::-1], IMAGE.T], axis=2).astype(np.uint8)
+GROUPS = pd.DataFrame(
+    {"images": [5, 1], "pixel_iou": [0.9, 0.8], "f1_50": [0.7, 0.3]},
+    index=["fluorescence", "stained"],
+)
 SAMPLES = [Sample("a", IMAGE, block((1, 4, 1, 4), (4, 8, 1, 4), (9, 11, 9, 11)))]
 EVERY_FIGURE = {
     "images": lambda: figures.images([IMAGE, PAIR, PAIR > 0], ["a", "b", "c"], source=SOURCE),
     "overlay": lambda: figures.overlay(IMAGE, PAIR, WIDE, source=SOURCE),
     "error_map": lambda: figures.error_map(IMAGE, PAIR, WIDE, source=SOURCE),
+    "overlay in colour": lambda: figures.overlay(COLOUR, PAIR, WIDE, source=SOURCE),
+    "error_map in colour": lambda: figures.error_map(COLOUR, PAIR, WIDE, source=SOURCE),
+    "images in colour": lambda: figures.images([COLOUR], ["a"], source=SOURCE),
+    "error_maps": lambda: figures.error_maps(
+        [(COLOUR, PAIR, WIDE), (IMAGE, WIDE, WIDE)], ["a", "b"], source=SOURCE
+    ),
+    "data_comparison in colour": lambda: figures.data_comparison(
+        [Sample("a", COLOUR, PAIR)], SAMPLES, source=SOURCE
+    ),
+    "scores_by_group": lambda: figures.scores_by_group(
+        {"one": GROUPS, "other": GROUPS}, {"pixel_iou": "pixel IoU", "f1_50": "F1"}, source=SOURCE
+    ),
     "probability_map": lambda: figures.probability_map(np.full((3, 4, 4), 1 / 3), source=SOURCE),
     "loss_curves": lambda: figures.loss_curves(HISTORY, source=SOURCE),
     "data_comparison": lambda: figures.data_comparison(SAMPLES, SAMPLES, source=SOURCE),
@@ -242,6 +266,64 @@ def test_the_overlay_draws_agreement_white_and_each_side_in_its_colour():
     assert (shown[1, 1] == 1).all()
     np.testing.assert_allclose(shown[2, 4], to_rgb(figures.ORANGE))
     np.testing.assert_allclose(shown[2, 6], to_rgb(figures.SKY))
+
+
+def test_on_a_bright_image_lines_are_dark():
+    true, pred = block((1, 5, 1, 5)), block((1, 5, 1, 7))
+    tissue = np.full((12, 12, 3), 240, np.uint8)
+    tissue[0] = 10
+    shown = picture(figures.overlay(tissue, true, pred, source=SOURCE))
+    assert (shown[1, 1] == 0).all(), "agreement"
+    np.testing.assert_allclose(shown[2, 4], to_rgb(figures.VERMILLION))
+    np.testing.assert_allclose(shown[2, 6], to_rgb(figures.BLUE))
+    assert (shown[8, 8] == 1).all(), "the ground stays bright"
+    shown = picture(figures.error_map(tissue, true, pred, source=SOURCE))
+    assert (shown[1, 1] == 0).all(), "the true outline"
+
+
+def test_under_the_paint_a_coloured_image_is_grey_and_keeps_its_order():
+    shown = picture(figures.overlay(COLOUR, np.zeros((12, 12), np.int32), source=SOURCE))
+    assert (shown == shown[..., :1]).all()
+    grey = np.repeat(IMAGE[..., None].astype(np.uint8), 3, axis=2)  # as dsb2018 has it
+    of_grey = picture(figures.overlay(grey, PAIR, source=SOURCE))
+    np.testing.assert_array_equal(of_grey, picture(figures.overlay(IMAGE, PAIR, source=SOURCE)))
+
+
+def test_error_maps_count_below_every_title_and_share_one_legend():
+    far = block((1, 5, 1, 5)), block((7, 11, 7, 11))
+    panels = [(IMAGE, PAIR, PAIR), (IMAGE[:6], *(labels[:6] for labels in far))]
+    fig = figures.error_maps(panels, ["best", "worst"], source=SOURCE, columns=2)
+    best, worst = (ax.get_title().replace("\N{NO-BREAK SPACE}", " ") for ax in fig.axes)
+    assert best == "best\nmatched 2"
+    assert worst == "worst\nmissed 1"
+    assert legend(fig) == list(figures.CATEGORY_COLOURS)
+    np.testing.assert_array_equal(
+        fig.axes[0].images[0].get_array(),
+        picture(figures.error_map(IMAGE, PAIR, PAIR, source=SOURCE)),
+    )
+
+
+def test_long_counts_are_broken_between_categories():
+    counts = {"matched": 280, "missed": 48, "false": 12, "split": 31, "merged": 5}
+    lines = figures._counted(counts, letters=30).split("\n")
+    assert len(lines) == 2 and max(map(len, lines)) <= 30
+    assert all(line[-1] in ",5" for line in lines), "no count is parted from its name"
+
+
+def test_a_title_too_few_or_too_many_is_refused():
+    with pytest.raises(ValueError, match="titles must hold one per panel, 2, not 1"):
+        figures.error_maps([(IMAGE, PAIR, PAIR)] * 2, ["one"], source=SOURCE)
+    with pytest.raises(ValueError, match="titles must hold one per panel, 1, not 2"):
+        figures.images([IMAGE], ["one", "two"], source=SOURCE)
+
+
+def test_pictures_of_all_shapes_share_a_sheet():
+    strip, wide = np.zeros((90, 10), np.uint8), np.zeros((10, 90), np.uint8)
+    fig = figures.images([strip, wide, wide], ["a", "b", "c"], source=SOURCE, columns=2)
+    upper, lower = fig.axes[0].get_gridspec().get_height_ratios()
+    assert upper > 3 * lower, "a row is as high as it must be"
+    assert fig.get_size_inches()[1] < 6, "and a strip is not drawn at any length"
+    assert not fig.axes[3].axison
 
 
 def test_an_overlay_of_one_set_has_no_prediction_in_its_legend():
@@ -304,6 +386,41 @@ def test_data_comparison_takes_images_without_nuclei():
     empty = [Sample("empty", IMAGE, np.zeros((12, 12), np.int32))]
     fig = figures.data_comparison(SAMPLES, empty, source=SOURCE)
     assert fig.axes[2].patches[1].get_height() == 0
+
+
+def test_a_pixel_of_colour_counts_by_its_luminance_and_in_its_dtype():
+    image = np.array([[[255, 0, 0], [0, 255, 0], [7, 7, 7]]], np.uint8)
+    grey = figures._luminance(image)
+    assert grey.dtype == np.uint8 and grey.tolist() == [[76, 150, 7]]
+    assert figures._luminance(image / 255)[0, 1] == pytest.approx(0.587)
+
+
+def test_no_bin_of_grey_values_is_empty_by_construction():
+    edges = figures._log_bins(np.arange(256, dtype=np.uint8))
+    assert edges[0] == 1 and edges[-1] == 256
+    assert (np.diff(edges) >= 1).all()
+
+
+def test_groups_stand_in_rows_with_a_dot_per_method_and_panel():
+    other = GROUPS.assign(f1_50=[0.5, 0.1])
+    fig = figures.scores_by_group(
+        {"one": GROUPS, "other": other}, {"pixel_iou": "pixel IoU", "f1_50": "F1"}, source=SOURCE
+    )
+    pixel, f1 = fig.axes
+    assert (pixel.get_xlabel(), f1.get_xlabel()) == ("pixel IoU", "F1")
+    assert [line.get_xdata().tolist() for line in f1.lines] == [[0.7, 0.3], [0.5, 0.1]]
+    rows = [line.get_ydata().round().tolist() for line in pixel.lines]
+    assert rows == [[0, 1], [0, 1]]
+    shown = [label.get_text() for label in pixel.get_yticklabels()]
+    assert shown == ["fluorescence\n5 images", "stained\n1 image"]
+    assert pixel.get_xlim() == f1.get_xlim()
+    assert legend(fig) == ["one", "other"]
+
+
+def test_methods_measured_on_other_images_are_not_drawn_together():
+    fewer = GROUPS.assign(images=[4, 1])
+    with pytest.raises(ValueError, match=r"'other' was measured on .*4.* not on .*5"):
+        figures.scores_by_group({"one": GROUPS, "other": fewer}, {"f1_50": "F1"}, source=SOURCE)
 
 
 def test_published_and_measured_stand_at_their_values_first_row_on_top():

@@ -99,37 +99,101 @@ def test_an_image_empty_on_both_sides_changes_nothing():
     assert all(math.isnan(value) for value in records.scores_per_image_mean(rows(empty)).values())
 
 
-def test_an_image_empty_on_one_side_scores_0():
-    assert set(records.scores(rows((0, 4, 0))).values()) == {0.0}
-    assert set(records.scores_per_image_mean(rows((0, 0, 4))).values()) == {0.0}
+def test_an_image_empty_on_one_side_scores_0_but_where_the_background_counts():
+    background = {"pixel_accuracy": 100 / 104, "mean_class_iou": 100 / 104 / 2}
+    expected = dict.fromkeys(records.METRICS, 0.0) | background | {"count_error": 1.0}
+    missed, invented = rows((0, 0, 4)), rows((0, 4, 0))
+    assert records.scores(missed) == pytest.approx(expected)
+    assert records.scores_per_image_mean(missed) == pytest.approx(expected)
+    nothing_to_count = expected | {"count_error": math.nan}
+    assert records.scores(invented) == pytest.approx(nothing_to_count, nan_ok=True)
+    assert records.scores_per_image_mean(invented) == pytest.approx(nothing_to_count, nan_ok=True)
 
 
-def test_scores_agree_with_metrics_on_random_labels():
+def test_the_count_error_is_a_share_of_what_is_there_and_may_exceed_1():
+    # two found of three, then five found of one: the errors, 1 and 4, do not cancel
+    made = rows((2, 0, 1), (1, 4, 0))
+    assert records.scores(made)["count_error"] == pytest.approx(5 / 4)
+    assert records.per_image(made, "count_error") == pytest.approx([1 / 3, 4])
+    # nuclei in an empty image are counted against what the other images hold
+    assert records.scores([*made, row("empty", 0, 3)])["count_error"] == pytest.approx(8 / 4)
+    assert records.ERRORS == {"count_error"}
+
+
+def test_means_over_images_are_the_same_however_they_are_asked_for():
+    made = rows((90, 5, 5), (0, 5, 5), (0, 0, 0))
+    pooled, means = records.scores(made), records.scores_per_image_mean(made)
+    for metric in ("aggregated_jaccard", "mean_average_precision_per_image", "pixel_iou_per_image"):
+        assert pooled[metric] == pytest.approx(0.45)
+        assert means[metric] == pytest.approx(0.45)
+    assert pooled["pixel_iou"] == pytest.approx(90 / 110)
+    assert means["pixel_iou"] == pooled["pixel_iou_per_image"]
+
+
+def test_the_mean_class_iou_weighs_background_and_nuclei_alike():
+    made = rows((60, 20, 20))  # and 100 background pixels that both sides agree on
+    assert records.scores(made)["mean_class_iou"] == pytest.approx((60 / 100 + 100 / 140) / 2)
+    assert records.scores(made)["pixel_accuracy"] == pytest.approx(160 / 200)
+
+
+@pytest.fixture(scope="module")
+def random_pairs():
+    """Labels of squares, and predictions of them shifted, some lost and some invented."""
     rng = np.random.default_rng(0)
+    corners = [(y, x) for y in range(1, 40, 9) for x in range(1, 40, 9)]
     pairs = []
     for _ in range(4):
-        corners = [(y, x) for y in range(1, 40, 9) for x in range(1, 40, 9)]
         moved = [(y + rng.integers(3), x + rng.integers(3)) for y, x in corners]
-        pairs.append((squares(*corners[:20], shape=(60, 60)), squares(*moved, shape=(60, 60))))
-    made = [records.image_row(str(i), t, p) for i, (t, p) in enumerate(pairs)]
-    scores, means = records.scores(made), records.scores_per_image_mean(made)
-    matches = [metrics.match(t, p, metrics.IOU_THRESHOLDS) for t, p in pairs]
+        kept = rng.permutation(len(moved))[: rng.integers(10, 25)]
+        pred = squares(*(moved[i] for i in kept), shape=(60, 60))
+        pairs.append((squares(*corners[:20], shape=(60, 60)), pred))
+    return pairs
+
+
+def test_scores_agree_with_metrics_on_random_labels(random_pairs):
+    made = [records.image_row(str(i), t, p) for i, (t, p) in enumerate(random_pairs)]
+    matches = [metrics.match(t, p, metrics.IOU_THRESHOLDS) for t, p in random_pairs]
     by_threshold = [metrics.pool(at) for at in zip(*matches, strict=True)]
-    objects = [metrics.object_jaccard(t, p) for t, p in pairs]
-    pixels = [metrics.pixel_scores(t > 0, p > 0) for t, p in pairs]
-    aggregated = [metrics.aggregated_jaccard(t, p) for t, p in pairs]
-    assert scores["f1_50"] == pytest.approx(by_threshold[0].f1)
-    assert scores["mean_average_precision"] == pytest.approx(
-        metrics.mean_average_precision(by_threshold)
-    )
-    assert scores["object_jaccard"] == pytest.approx(metrics.pool(objects).jaccard)
-    assert scores["dice_nuclei"] == pytest.approx(metrics.pool(pixels).dice)
-    assert math.isnan(scores["dice_separations"])
-    assert means["object_jaccard"] == pytest.approx(metrics.per_image_mean(objects, "jaccard"))
-    assert means["aggregated_jaccard"] == pytest.approx(np.mean(aggregated), abs=1e-6)
+    objects = [metrics.object_jaccard(t, p) for t, p in random_pairs]
+    pixels = [metrics.pixel_scores(t > 0, p > 0) for t, p in random_pairs]
+    backgrounds = [metrics.pixel_scores(t == 0, p == 0) for t, p in random_pairs]
+    half, all_pixels = by_threshold[0], metrics.pool(pixels)
+    counts = [(len(np.unique(t)) - 1, len(np.unique(p)) - 1) for t, p in random_pairs]
+    expected = {
+        "object_jaccard": metrics.pool(objects).jaccard,
+        "f1_50": half.f1,
+        "average_precision_50": half.average_precision,
+        "mean_average_precision": metrics.mean_average_precision(by_threshold),
+        "dice_nuclei": all_pixels.dice,
+        "dice_separations": math.nan,
+        "aggregated_jaccard": np.mean([metrics.aggregated_jaccard(t, p) for t, p in random_pairs]),
+        "mean_average_precision_per_image": metrics.per_image_mean(
+            metrics.mean_average_precision(of_image) for of_image in matches
+        ),
+        "panoptic_quality": half.panoptic_quality,
+        "count_error": sum(abs(n - m) for n, m in counts) / sum(n for n, _ in counts),
+        "pixel_accuracy": all_pixels.accuracy,
+        "pixel_iou": all_pixels.jaccard,
+        "pixel_iou_per_image": metrics.per_image_mean(pixels, "jaccard"),
+        "mean_class_iou": (all_pixels.jaccard + metrics.pool(backgrounds).jaccard) / 2,
+    }
+    assert records.scores(made) == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    assert list(expected) == list(records.METRICS)
+
+    means = records.scores_per_image_mean(made)
+    at_half = [at[0] for at in matches]
+    for metric, results, score in (
+        ("object_jaccard", objects, "jaccard"),
+        ("f1_50", at_half, "f1"),
+        ("average_precision_50", at_half, "average_precision"),
+        ("panoptic_quality", at_half, "panoptic_quality"),
+        ("dice_nuclei", pixels, "dice"),
+        ("pixel_accuracy", pixels, "accuracy"),
+    ):
+        assert means[metric] == pytest.approx(metrics.per_image_mean(results, score), abs=1e-6)
 
 
-@pytest.mark.parametrize("metric", records.POOLED_METRICS)
+@pytest.mark.parametrize("metric", records.METRICS)
 def test_weights_mean_drawing_an_image_that_often(metric):
     made = rows((5, 1, 0), (2, 2, 2), (0, 0, 0), (7, 0, 9))
     drawn = np.array([[1, 1, 1, 1], [0, 3, 1, 0], [2, 0, 0, 2]])
@@ -140,11 +204,59 @@ def test_weights_mean_drawing_an_image_that_often(metric):
     assert records.pooled(made, metric, drawn) == pytest.approx(expected)
 
 
-def test_what_cannot_be_pooled_is_refused():
-    with pytest.raises(ValueError, match=r"aggregated_jaccard.*object_jaccard"):
-        records.pooled(rows((1, 0, 0)), "aggregated_jaccard")
-    with pytest.raises(ValueError, match="no metric"):
-        records.per_image(rows((1, 0, 0)), "accuracy")
+@pytest.mark.parametrize("score", [records.pooled, records.per_image])
+def test_an_unknown_metric_is_refused(score):
+    with pytest.raises(ValueError, match=r"'accuracy' is no metric; .*pixel_accuracy"):
+        score(rows((1, 0, 0)), "accuracy")
+
+
+# --- groups of images ---------------------------------------------------------------------------
+
+
+def test_a_row_keeps_its_tags_and_does_without():
+    labels = squares((5, 5))
+    tags = {"modality": "stained"}
+    made = records.image_row("a", labels, labels, tags=tags)
+    assert made["tags"] == tags and made["tags"] is not tags
+    assert "tags" not in records.image_row("a", labels, labels)
+    assert "tags" not in records.image_row("a", labels, labels, tags={})
+
+
+def tagged(*groups):
+    """Images of (modality, tp, fp, fn)."""
+    return [
+        row(str(index), *counts) | {"tags": {"modality": modality}}
+        for index, (modality, *counts) in enumerate(groups)
+    ]
+
+
+def test_scores_by_tag_are_those_of_the_images_that_bear_it():
+    made = tagged(("stained", 9, 1, 0), ("fluorescence", 3, 0, 1), ("stained", 1, 0, 9))
+    table = records.scores_by_tag(made, "modality")
+    assert table.index.tolist() == ["fluorescence", "stained"]
+    assert table.index.name == "modality"
+    assert table.columns.tolist() == ["images", *records.METRICS]
+    assert table["images"].tolist() == [1, 2]
+    stained = records.scores([made[0], made[2]])
+    assert table.loc["stained"].to_dict() == pytest.approx(stained | {"images": 2})
+
+
+def test_of_two_seeds_an_image_counts_once():
+    one, other = tagged(("stained", 9, 1, 0)), tagged(("stained", 5, 1, 4))
+    table = records.scores_by_tag([*one, *other], "modality")
+    assert table.loc["stained", "images"] == 1
+    assert table.loc["stained", "f1_50"] == records.scores([*one, *other])["f1_50"]
+
+
+def test_an_image_without_the_tag_is_named():
+    made = [*tagged(("stained", 9, 1, 0)), row("seven", 1)]
+    with pytest.raises(ValueError, match=r"seven: the row has no tag 'modality'"):
+        records.scores_by_tag(made, "modality")
+
+
+def test_tags_survive_the_file(tmp_path):
+    made = tagged(("stained", 9, 1, 0), ("fluorescence", 3, 0, 1))
+    assert records.read(records.write(record(made), tmp_path)).images == made
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -165,6 +277,11 @@ def test_a_score_that_is_not_there_is_null_in_the_file_and_nan_in_memory(tmp_pat
     path = records.write(record(images), tmp_path)
     assert json.loads(path.read_text())["scores"]["dice_separations"] is None
     assert math.isnan(records.read(path).scores["dice_separations"])
+
+
+def test_a_count_error_above_1_is_a_sound_score(tmp_path):
+    made = record(rows((1, 4, 0)))
+    assert records.read(records.write(made, tmp_path)).scores["count_error"] == 4
 
 
 def test_numpy_numbers_and_paths_are_written(tmp_path):
@@ -238,6 +355,10 @@ MALFORMED = [
     ("images.0.separations", None, "separations in every row, or null in every row"),
     ("images.0.aggregated_jaccard", 2, r"images\[0\].aggregated_jaccard must be a number from 0"),
     ("images.0.seconds", -1, r"images\[0\].seconds must be a number, 0 or more"),
+    ("images.0.tags", "stained", r"images\[0\].tags must be an object of texts"),
+    ("images.0.tags", {"modality": 3}, r"images\[0\].tags must be an object of texts"),
+    ("images.0.tags", {"modality": ""}, r"images\[0\].tags must be an object of texts"),
+    ("scores.count_error", -0.5, "scores.count_error must be a number, 0 or more"),
     ("budget.updates", 0.5, "budget.updates must be a whole number"),
     ("budget.device", None, "budget.device must be a text"),
     ("versions", "3.11", "versions must be an object"),
@@ -317,12 +438,18 @@ def test_read_all_is_sorted_and_names_the_broken_one(tmp_path):
 
 
 def test_the_table_has_a_line_per_record(tmp_path):
-    one = record(rows((8, 1, 1), (0, 0, 0)))
+    one = record(rows((8, 1, 1), (0, 0, 0)), budget={"weights": 1234, "peak_memory_gb": 1.5})
+    one.parameters["network"] = "U-Net, 16 channels"
     records.write(one, tmp_path)
     table = records.as_table([*records.read_all(tmp_path), record(rows((1, 0, 0)), seed=5)])
     assert table["seed"].tolist() == [0, 5]
     assert table["object_jaccard"].tolist() == pytest.approx([0.8, 1.0])
     assert table["aggregated_jaccard"].tolist() == pytest.approx([0.8, 1.0])
+    assert table["network"].tolist() == ["U-Net, 16 channels", ""]
+    assert table["weights"].tolist() == pytest.approx([1234, math.nan], nan_ok=True)
+    assert table["peak_memory_gb"][0] == 1.5
+    # two images of half a second each, of 110 pixels and of 100
+    assert table["seconds_per_megapixel"][0] == pytest.approx(1e6 / 210)
     assert table["file"].tolist() == ["dl-ground-truth--lite--s0.json", ""]
     assert list(records.as_table([]).columns) == list(table.columns)
 

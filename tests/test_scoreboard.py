@@ -5,6 +5,7 @@ import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_records import record, rows
 
@@ -63,6 +64,31 @@ def test_the_first_paper_says_what_its_tables_say():
     assert scoreboard.papers()[0] == "labels_for_free"
 
 
+def test_the_second_paper_says_what_its_table_says():
+    four = scoreboard.published("four_architectures")
+    cells = {(cell.variant, cell.metric): cell.value for cell in four.scores}
+    assert len(cells) == len(four.scores) == 20
+    networks = ("simple-cnn", "resnet", "u-net", "mask-rcnn")
+    of_training = [cells[f"{name}-on-training", "pixel_accuracy"] for name in networks]
+    assert of_training == [0.931, 0.963, 0.9975, 0.9968]
+    assert [cells[name, "pixel_accuracy"] for name in networks] == [0.937, 0.961, 0.98, 0.992]
+    for reading in ("pixel_iou_per_image", "pixel_iou", "mean_class_iou"):
+        assert [cells[name, reading] for name in networks] == [0.62, 0.77, 0.83, 0.88]
+    assert {four.measured_on(name) for name in networks} == {("test", 65)}
+    assert {four.measured_on(f"{name}-on-training") for name in networks} == {("training", 65)}
+    # each network beats the one before it, and once more by more in IoU than in accuracy
+    steps = list(zip(networks[1:], networks[:-1], strict=True))
+    assert [(claim.better, claim.worse) for claim in four.claims[:3]] == steps
+    assert [claim.published_effect for claim in four.claims] == [0.15, 0.06, 0.05, 0.205]
+    assert four.claims[3].against == "pixel_accuracy"
+    assert [time.seconds for time in four.times] == [24 * 3600]
+
+
+def test_every_metric_has_a_name():
+    assert tuple(scoreboard.METRIC_NAMES) == records.METRICS
+    assert len(set(scoreboard.METRIC_NAMES.values())) == len(records.METRICS)
+
+
 def test_an_unknown_paper_is_refused_by_name():
     with pytest.raises(ValueError, match=r"'nobody'.*labels_for_free"):
         scoreboard.published("nobody")
@@ -110,6 +136,15 @@ def test_a_published_file_is_read(tmp_path):
     assert read.claims == (Claim("One beats other", "a", "b", "f1_50", 0.25),)
 
 
+def test_a_cell_may_be_of_other_images_than_the_papers(tmp_path):
+    path = tmp_path / "some_paper.toml"
+    path.write_text(GOOD.replace("value = 0.5\n", 'value = 0.5\nsplit = "training"\nimages = 7\n'))
+    read = scoreboard.read_published(path)
+    assert read.measured_on("a") == ("test", 50)
+    assert read.measured_on("b") == ("training", 7)
+    assert read.measured_on("unheard-of") == ("test", 50)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -125,6 +160,17 @@ def test_a_published_file_is_read(tmp_path):
         ('metric = "f1_50"\nvalue', 'metric = "f2"\nvalue', r"scores\[0\]: metric must be one of"),
         ("seconds = 5", "seconds = 0", r"times\[0\]: seconds must be above 0"),
         ("published_effect = 0.25", "published_effect = 0.3", r"claims\[0\]: .* be 0.250, as"),
+        ("value = 0.75", "value = 0.75\nimages = 0.5", r"scores\[0\]: images must be a int"),
+        (
+            'variant = "b"\nmetric = "f1_50"',
+            'variant = "a"\nsplit = "training"\nmetric = "dice_nuclei"',
+            r"scores\[1\]: a has other split or images in an earlier entry",
+        ),
+        (
+            "published_effect = 0.25",
+            'published_effect = 0.25\nagainst = "f2"',
+            r"claims\[0\]: against must be one of .*'f2'",
+        ),
         ('better = "a"', "better = 1", r"claims\[0\]: better must be a str"),
     ],
 )
@@ -212,7 +258,23 @@ def test_nothing_to_score_is_said_so():
     ],
 )
 def test_the_rule_of_verdicts(measured, low, high, expected):
-    assert scoreboard.verdict(0.5, measured, low, high) == expected
+    assert scoreboard.verdict("f1_50", 0.5, measured, low, high) == expected
+
+
+def test_of_a_count_error_less_is_better():
+    assert scoreboard.verdict("count_error", 0.5, 0.53, 0.51, 0.55) == "worse"
+    assert scoreboard.verdict("count_error", 0.5, 0.47, 0.45, 0.49) == "better"
+    found = line(paper(1.5, metric="count_error"), record(rows(*[(1, 3, 0)] * 4)))
+    assert (found["measured"], found["verdict"]) == (3, "worse")
+
+
+def test_a_cell_of_other_images_is_measured_on_those():
+    cell = PublishedScore("T", "Row", BEST, "f1_50", 0.5, split="training", images=2)
+    made_of = dataclasses.replace(paper(), scores=(cell,))
+    found = line(made_of, record(rows((1, 0, 1), (1, 0, 1)), split="training"))
+    assert (found["measured"], found["verdict"]) == (pytest.approx(2 / 3), "better")
+    assert line(made_of, record(FOUR))["reason"] == "measured on bbbc039 test, not bbbc039 training"
+    assert line(made_of, record(FOUR, split="training"))["reason"] == "measured on 4 of 2 images"
 
 
 def test_what_was_not_run_is_said_so():
@@ -340,6 +402,64 @@ def test_seeds_are_paired():
     assert found["seeds"] == "0, 1"
 
 
+def test_a_claim_about_counts_holds_where_the_error_is_less():
+    fewer, more = (
+        record(rows(*[(50, 0, missed)] * 50), variant=variant)
+        for missed, variant in ((10, BEST), (20, OTHER))
+    )
+    made_of = paper(claims=[Claim("Counts better", BEST, OTHER, "count_error", 0.1)], images=50)
+    found = judged(made_of, fewer, more)
+    assert found["verdict"] == "holds"
+    assert found["measured_effect"] == pytest.approx(20 / 70 - 10 / 60)
+
+
+def test_a_claim_against_a_second_metric_is_about_the_difference_of_differences():
+    def with_background(hits, variant):
+        images = rows(*[(hits, 0, 100 - hits)] * 50)
+        for one in images:
+            one["nuclei"]["tn"] = 900
+        return record(images, variant=variant)
+
+    better, worse = with_background(80, BEST), with_background(60, OTHER)
+    hidden = Claim("Accuracy hides it", BEST, OTHER, "pixel_iou", 0.18, against="pixel_accuracy")
+    found = judged(paper(claims=[hidden], images=50), better, worse)
+    assert found["measured_effect"] == pytest.approx(0.20 - 0.02)
+    assert (found["low"], found["high"]) == pytest.approx((0.18, 0.18))
+    assert found["verdict"] == "holds"
+    other_way = dataclasses.replace(hidden, metric="pixel_accuracy", against="pixel_iou")
+    found = judged(paper(claims=[other_way], images=50), better, worse)
+    assert (found["measured_effect"], found["verdict"]) == (pytest.approx(-0.18), "fails")
+    page = scoreboard.show_claims(scoreboard.judge_claims(paper(claims=[hidden]), [])).to_html()
+    assert "pixel IoU, pooled, against pixel accuracy" in page
+
+
+# --- readings -----------------------------------------------------------------------------------
+
+
+def test_the_reading_that_fits_best_comes_first():
+    cells = pd.DataFrame(
+        [
+            ("f1_50", 0.1),
+            ("f1_50", -0.1),
+            ("pixel_iou", -0.05),
+            ("pixel_iou", -0.03),
+            ("pixel_iou", math.nan),
+            ("dice_nuclei", math.nan),
+        ],
+        columns=["metric", "difference"],
+    )
+    table = scoreboard.readings(cells)
+    assert table.index.tolist() == ["pixel_iou", "f1_50"]
+    assert table["rows"].tolist() == [2, 2]
+    assert table["mean_difference"].tolist() == pytest.approx([-0.04, 0])
+    assert table["mean_absolute_difference"].tolist() == pytest.approx([0.04, 0.1])
+
+
+def test_without_evidence_no_reading_fits():
+    four = scoreboard.published("four_architectures")
+    assert scoreboard.readings(scoreboard.compare_scores(four, [])).empty
+
+
 def test_only_seeds_that_both_sides_ran_count():
     made = [spread(2, BEST), spread(40, BEST, seed=1), spread(0, OTHER), spread(0, OTHER, seed=2)]
     found = judged(claim(), *made)
@@ -404,6 +524,23 @@ def test_times_of_other_machines_are_shown_and_not_judged():
     assert table["verdict"].tolist() == ["not comparable", "not comparable", "not yet run"]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.012, "12 ms"),
+        (5, "5 s"),
+        (140, "140 s"),
+        (1800, "30 min"),
+        (86400, "24 h"),
+        (math.nan, ""),
+    ],
+)
+def test_times_are_shown_in_units_that_fit(seconds, shown):
+    times = [PublishedTime("Training", BEST, "seconds", seconds, "tower")]
+    table = scoreboard.compare_times(paper(times=times), [])
+    assert f">{shown}</td>" in scoreboard.show_times(table).to_html()
+
+
 def test_a_tally_counts_what_is_there():
     made = [spread(2, BEST), spread(0, OTHER)]
     assert scoreboard.tally(scoreboard.judge_claims(claim(), made)) == "holds 1"
@@ -435,6 +572,39 @@ def test_every_link_of_a_table_leads_to_a_card():
     assert len(targets) == 2
     assert targets == set(re.findall(r'id="([^"]+)"', cards))
     assert "f00d" in cards and "learning_rate = 0.001" in cards
+
+
+def test_a_page_says_what_network_was_really_measured():
+    made = spread(2, BEST)
+    made.parameters["network"] = "Mask R-CNN, ResNet-18, from <scratch>"
+    other = spread(0, OTHER)
+    other.parameters["network"] = "U-Net, 16 channels"
+    scores = scoreboard.compare_scores(paper(images=50), [made])
+    claims = scoreboard.judge_claims(claim(), [made, other])
+    page = scoreboard.show_scores(scores).to_html()
+    assert "<br>Here: Mask R-CNN, ResNet-18, from &lt;scratch&gt;</small>" in page
+    page = scoreboard.show_claims(claims).to_html()
+    assert "from &lt;scratch&gt;; U-Net, 16 channels</small>" in page
+    untold = scoreboard.compare_scores(paper(), [record(FOUR)])
+    assert "Here:" not in scoreboard.show_scores(untold).to_html()
+
+
+def test_claims_of_two_papers_share_a_table_that_names_them():
+    judgements = [
+        scoreboard.judge_claims(scoreboard.published(name), []) for name in scoreboard.papers()
+    ]
+    claims = pd.concat(judgements, ignore_index=True)
+    page = scoreboard.show_claims_at_a_glance(claims).to_html()
+    assert page.count("Wang &amp; Song") == len(judgements[1])
+    assert scoreboard.tally(claims) == f"not yet run {len(claims)}"
+
+
+def test_two_tables_of_a_page_do_not_share_their_tints():
+    free, four = map(scoreboard.published, scoreboard.papers())
+    pages = [scoreboard.show_claims(scoreboard.judge_claims(one, [])) for one in (free, four)]
+    pages += [scoreboard.show_scores(scoreboard.compare_scores(one, [])) for one in (free, four)]
+    names = [re.search(r'<table id="([^"]+)"', page.to_html()).group(1) for page in pages]
+    assert len(set(names)) == 4
 
 
 def test_pages_work_without_any_record():

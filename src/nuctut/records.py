@@ -4,18 +4,16 @@ A record keeps the counts of every test image, so that any score, pooled or per 
 computed again from it, and resampled for an interval. It keeps no pixels.
 
 Pooled scores sum the counts over images before dividing, so an image weighs by its nuclei;
-per-image means divide first, so every image weighs the same. An image that is empty on both sides
-has no score (NaN, `null` in the file): it adds nothing to the pooled counts and stays out of the
-means.
+per-image means divide first, so every image weighs the same. Scores whose name or definition asks
+for it are means over images in either block. An image that is empty on both sides has no score
+(NaN, `null` in the file): it adds nothing to the pooled counts and stays out of the means.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from nuctut import metrics
+from nuctut.files import replacing
 from nuctut.machine import environment
 from nuctut.paths import results_root, runs_root
 from nuctut.samples import SOURCES, SampleSet
@@ -51,6 +50,7 @@ def image_row(
     nuclei_pred: np.ndarray | None = None,
     object_pred: np.ndarray | None = None,
     seconds: float | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Row:
     """Everything a record keeps of one test image.
 
@@ -64,6 +64,7 @@ def image_row(
             `labels_pred`: the paper's post-processing cuts separation lines out of the nuclei,
             and overlaps of pixels (all other scores) should not pay for that.
         seconds: Time this image took, from pixels to labels.
+        tags: What scores can be grouped by, such as {"modality": "stained"}; see `scores_by_tag`.
 
     Raises:
         ValueError: When only one of the two separation masks is given, or the arrays do not match.
@@ -84,7 +85,7 @@ def image_row(
         separations = _integers(
             metrics.pixel_scores(separations_true, separations_pred), "tp", "fp", "fn", "tn"
         )
-    return {
+    row = {
         "key": key,
         "n_true": matches[0].tp + matches[0].fn,
         "object": _integers(objects, "n_true", "n_pred", "matched"),
@@ -97,6 +98,7 @@ def image_row(
         "aggregated_jaccard": _rounded(table.aggregated_jaccard()),
         "seconds": _rounded(seconds),
     }
+    return row | {"tags": dict(tags)} if tags else row
 
 
 def _integers(result: Any, *names: str) -> dict[str, int]:
@@ -118,44 +120,115 @@ def _values(rows: Sequence[Row], *path: str) -> np.ndarray:
     return np.array([dig(row) for row in rows], dtype=float)
 
 
+# A fraction gives a numerator and a denominator, each (images, parts) float64, that are summed
+# over images and then divided; the score is the mean over the parts.
+Fraction = Callable[[Sequence[Row]], tuple[np.ndarray, np.ndarray]]
+
+
 def _object_jaccard(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     n_true, n_pred, matched = (_values(rows, "object", n) for n in ("n_true", "n_pred", "matched"))
     return matched[:, None], (n_true + n_pred - matched)[:, None]
 
 
-def _match_fraction(thresholds: Sequence[str], weight: float) -> Callable:
+def _matches(rows: Sequence[Row], name: str, thresholds: Sequence[str] = ("0.50",)) -> np.ndarray:
+    return np.stack([_values(rows, "match", t, name) for t in thresholds], axis=1)
+
+
+def _match_fraction(thresholds: Sequence[str], weight: float) -> Fraction:
     """tp / (tp + weight·(fp + fn)) at each threshold: 1 is average precision, ½ is F1."""
 
     def fraction(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-        tp, fp, fn = (
-            np.stack([_values(rows, "match", t, name) for t in thresholds], axis=1)
-            for name in ("tp", "fp", "fn")
-        )
+        tp, fp, fn = (_matches(rows, name, thresholds) for name in ("tp", "fp", "fn"))
         return tp, tp + weight * (fp + fn)
 
     return fraction
 
 
-def _dice(block: str) -> Callable:
+def _panoptic_quality(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    tp, fp, fn = (_matches(rows, name) for name in ("tp", "fp", "fn"))
+    return _matches(rows, "iou_sum"), tp + (fp + fn) / 2
+
+
+def _count_error(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """|n_pred - n_true| / n_true: what is matched wrongly counts all the same."""
+    tp, fp, fn = (_matches(rows, name) for name in ("tp", "fp", "fn"))
+    return np.abs(fp - fn), tp + fn
+
+
+def _pixels(rows: Sequence[Row], block: str) -> tuple[np.ndarray, ...]:
+    """tp, fp, fn, tn, each (images, 1); no true negatives where there is no foreground at all.
+
+    An image that is empty on both sides has no score, so its background must not count either.
+    """
+    tp, fp, fn, tn = (_values(rows, block, name)[:, None] for name in ("tp", "fp", "fn", "tn"))
+    return tp, fp, fn, np.where(tp + fp + fn == 0, 0, tn)
+
+
+def _dice(block: str) -> Fraction:
     def fraction(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-        tp, fp, fn = (_values(rows, block, name) for name in ("tp", "fp", "fn"))
-        return 2 * tp[:, None], (2 * tp + fp + fn)[:, None]
+        tp, fp, fn, _ = _pixels(rows, block)
+        return 2 * tp, 2 * tp + fp + fn
 
     return fraction
 
 
-# Each gives a numerator and a denominator of shape (images, parts); the score is the mean over
-# the parts (the ten thresholds of the mean average precision, one part for all others).
-FRACTIONS: dict[str, Callable[[Sequence[Row]], tuple[np.ndarray, np.ndarray]]] = {
+def _pixel_accuracy(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    tp, fp, fn, tn = _pixels(rows, "nuclei")
+    return tp + tn, tp + fp + fn + tn
+
+
+def _pixel_iou(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    tp, fp, fn, _ = _pixels(rows, "nuclei")
+    return tp, tp + fp + fn
+
+
+def _class_ious(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts: the IoU of the background and that of the nuclei."""
+    tp, fp, fn, tn = _pixels(rows, "nuclei")
+    wrong = fp + fn
+    return np.hstack([tn, tp]), np.hstack([tn + wrong, tp + wrong])
+
+
+def _aggregated_jaccard(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    values = _values(rows, "aggregated_jaccard")[:, None]
+    return values, np.ones_like(values)
+
+
+def _mean_over_images(fraction: Fraction) -> Fraction:
+    """The mean of the images' own scores: 1 is the weight of an image, 0 where it has no score."""
+
+    def mean(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+        own = _divide(*fraction(rows)).mean(axis=1, keepdims=True)
+        return np.nan_to_num(own), np.where(np.isnan(own), 0.0, 1.0)
+
+    return mean
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The quotient; NaN where the denominator is 0, since nothing was there to be found."""
+    nothing = np.full(np.shape(numerator), np.nan)
+    return np.divide(numerator, denominator, out=nothing, where=np.asarray(denominator) > 0)
+
+
+FRACTIONS: dict[str, Fraction] = {
     "object_jaccard": _object_jaccard,
     "f1_50": _match_fraction(("0.50",), 0.5),
     "average_precision_50": _match_fraction(("0.50",), 1.0),
     "mean_average_precision": _match_fraction(THRESHOLD_KEYS, 1.0),
     "dice_nuclei": _dice("nuclei"),
     "dice_separations": _dice("separations"),
+    "aggregated_jaccard": _mean_over_images(_aggregated_jaccard),
+    "mean_average_precision_per_image": _mean_over_images(_match_fraction(THRESHOLD_KEYS, 1.0)),
+    "panoptic_quality": _panoptic_quality,
+    "count_error": _count_error,
+    "pixel_accuracy": _pixel_accuracy,
+    "pixel_iou": _pixel_iou,
+    "pixel_iou_per_image": _mean_over_images(_pixel_iou),
+    "mean_class_iou": _class_ious,
 }
-POOLED_METRICS = tuple(FRACTIONS)
-METRICS = (*POOLED_METRICS, "aggregated_jaccard")
+METRICS = tuple(FRACTIONS)
+ERRORS = frozenset({"count_error"})
+"""The metrics of which less is better; they may exceed 1, and no other does."""
 
 
 def pooled(
@@ -165,20 +238,18 @@ def pooled(
 
     Args:
         rows: The images of a record.
-        metric: One of `POOLED_METRICS`. The aggregated Jaccard index is not among them: a record
-            keeps its value per image, not the intersections and unions that pooling needs.
+        metric: One of `METRICS`. Those that are means over images by definition, such as the
+            aggregated Jaccard index, sum up the images' scores.
         weights: (resamples, images), how often each image is drawn; None draws each once.
 
     Returns:
         The score, or with weights (resamples,) float64. NaN where nothing was there to be found
-        and nothing was found.
+        and nothing was found; the count error is NaN wherever nothing was there to be found.
 
     Raises:
-        ValueError: For a metric that cannot be pooled.
+        ValueError: For an unknown metric.
     """
-    if metric not in FRACTIONS:
-        raise ValueError(f"{metric!r} cannot be pooled; those that can: {', '.join(FRACTIONS)}.")
-    numerator, denominator = FRACTIONS[metric](rows)
+    numerator, denominator = _fraction(metric)(rows)
     drawn = np.ones((1, len(rows))) if weights is None else np.asarray(weights, dtype=float)
     score = _divide(drawn @ numerator, drawn @ denominator).mean(axis=1)
     return float(score[0]) if weights is None else score
@@ -186,21 +257,18 @@ def pooled(
 
 def per_image(rows: Sequence[Row], metric: str) -> np.ndarray:
     """(images,) float64 scores, one of `METRICS` for each image; NaN for an image without one."""
-    if metric == "aggregated_jaccard":
-        return _values(rows, metric)
+    return _divide(*_fraction(metric)(rows)).mean(axis=1)
+
+
+def _fraction(metric: str) -> Fraction:
     if metric not in FRACTIONS:
         raise ValueError(f"{metric!r} is no metric; those there are: {', '.join(METRICS)}.")
-    return _divide(*FRACTIONS[metric](rows)).mean(axis=1)
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # 0/0, nothing on either side, is NaN by intention
-        return numerator / denominator
+    return FRACTIONS[metric]
 
 
 def scores(rows: Sequence[Row]) -> dict[str, float]:
-    """All `POOLED_METRICS` of a record's images, from counts summed over the images."""
-    return {metric: pooled(rows, metric) for metric in POOLED_METRICS}
+    """All `METRICS` of a record's images, from counts summed over the images."""
+    return {metric: pooled(rows, metric) for metric in METRICS}
 
 
 def scores_per_image_mean(rows: Sequence[Row]) -> dict[str, float]:
@@ -211,6 +279,35 @@ def scores_per_image_mean(rows: Sequence[Row]) -> dict[str, float]:
         values = values[~np.isnan(values)]
         means[metric] = float(values.mean()) if values.size else math.nan
     return means
+
+
+def scores_by_tag(rows: Sequence[Row], tag: str) -> pd.DataFrame:
+    """The scores of the images that share a tag's value, such as those of one modality.
+
+    Args:
+        rows: The images of a record, or of several, one per seed.
+        tag: A name in every row's "tags".
+
+    Returns:
+        One line per value, in alphabetical order and named by it: `images`, how many different
+        ones, and all `METRICS`, pooled over these images alone.
+
+    Raises:
+        ValueError: When an image lacks the tag, naming it.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if tag not in row.get("tags", {}):
+            raise ValueError(
+                f"{row['key']}: the row has no tag {tag!r}; measure it again with one."
+            )
+        groups.setdefault(row["tags"][tag], []).append(row)
+    lines = {
+        value: {"images": len({row["key"] for row in own})} | scores(own)
+        for value, own in sorted(groups.items())
+    }
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=["images", *METRICS])
+    return table.rename_axis(tag)
 
 
 # --- the record ---------------------------------------------------------------------------------
@@ -365,15 +462,8 @@ def write(record: Record, folder: Path | None = None) -> Path:
     folder = folder_for(record.preset, record.data["source"]) if folder is None else Path(folder)
     path = folder / record.chapter / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(_as_text(payload))
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_text(_as_text(payload), encoding="utf-8")
     return path
 
 
@@ -438,9 +528,14 @@ def read_all(folder: Path | str) -> list[Record]:
 
 
 def as_table(records: Sequence[Record]) -> pd.DataFrame:
-    """One line per record: what was run, its pooled scores, its cost and its provenance.
+    """One line per record, for a table of scores or of costs: pick the columns it needs.
 
-    The aggregated Jaccard index is averaged per image, all other scores are pooled.
+    Returns:
+        What was run (chapter, variant, preset, seed, network), measured on what (data, source,
+        images), all `METRICS`, its cost and its provenance (git_commit, created, file). The cost:
+        `weights` (learned numbers of the network), `updates`, `seconds` (of training),
+        `seconds_per_image`, `seconds_per_megapixel` (from pixels to labels), `peak_memory_gb` and
+        `device`. Empty or NaN where a record does not say.
     """
     lines = [
         {
@@ -448,14 +543,17 @@ def as_table(records: Sequence[Record]) -> pd.DataFrame:
             "variant": record.variant,
             "preset": record.preset,
             "seed": record.seed,
+            "network": record.parameters.get("network", ""),
             "data": f"{record.data['name']} {record.data['split']}",
             "source": record.data["source"],
             "images": record.data["count"],
             **record.scores,
-            "aggregated_jaccard": record.scores_per_image_mean["aggregated_jaccard"],
+            "weights": record.budget.get("weights"),
             "updates": record.budget["updates"],
             "seconds": record.budget["seconds"],
             "seconds_per_image": record.budget["seconds_per_image"],
+            "seconds_per_megapixel": seconds_per_megapixel(record.images),
+            "peak_memory_gb": record.budget["peak_memory_gb"],
             "device": record.budget["device"],
             "git_commit": record.git_commit,
             "created": record.created,
@@ -463,9 +561,16 @@ def as_table(records: Sequence[Record]) -> pd.DataFrame:
         }
         for record in records
     ]
-    columns = ["chapter", "variant", "preset", "seed", "data", "source", "images", *METRICS]
-    columns += ["updates", "seconds", "seconds_per_image", "device", "git_commit", "created"]
+    columns = ["chapter", "variant", "preset", "seed", "network", "data", "source", "images"]
+    columns += [*METRICS, "weights", "updates", "seconds", "seconds_per_image"]
+    columns += ["seconds_per_megapixel", "peak_memory_gb", "device", "git_commit", "created"]
     return pd.DataFrame(lines, columns=[*columns, "file"])
+
+
+def seconds_per_megapixel(rows: Sequence[Row]) -> float:
+    """Seconds from pixels to labels for a million pixels; NaN where a row has no time."""
+    pixels = sum(sum(row["nuclei"].values()) for row in rows)
+    return float(1e6 * _values(rows, "seconds").sum() / pixels)
 
 
 # --- validation ---------------------------------------------------------------------------------
@@ -510,6 +615,7 @@ _MEASURE = _Kind("a number, 0 or more, or null", lambda v: v is None or (_is_num
 _SCORE = _Kind(
     "a number from 0 to 1, or null", lambda v: v is None or (_is_number(v) and 0 <= v <= 1)
 )
+_SCORES = {metric: _MEASURE if metric in ERRORS else _SCORE for metric in METRICS}
 _MAPPING = _Kind("an object", lambda value: isinstance(value, dict))
 _OPTIONAL_MAPPING = _Kind("an object or null", lambda v: v is None or isinstance(v, dict))
 _TEXT_OR_NULL = _Kind("a text or null", lambda v: v is None or isinstance(v, str))
@@ -529,9 +635,9 @@ _FIELDS: dict[str, _Kind] = {
     "data.count": _COUNT,
     "data.training": _OPTIONAL_MAPPING,
     "scores": _MAPPING,
-    **{f"scores.{metric}": _SCORE for metric in POOLED_METRICS},
+    **{f"scores.{metric}": kind for metric, kind in _SCORES.items()},
     "scores_per_image_mean": _MAPPING,
-    **{f"scores_per_image_mean.{metric}": _SCORE for metric in METRICS},
+    **{f"scores_per_image_mean.{metric}": kind for metric, kind in _SCORES.items()},
     "images": _Kind("a list of at least one object", lambda v: isinstance(v, list) and len(v) > 0),
     "budget": _MAPPING,
     "budget.updates": _COUNT,
@@ -608,9 +714,16 @@ def _check_row(row: Any, where: str) -> None:
     _check_fields(row["nuclei"], _PIXEL_FIELDS, f"{where}nuclei.")
     if row["separations"] is not None:
         _check_fields(row["separations"], _PIXEL_FIELDS, f"{where}separations.")
+    if "tags" in row:
+        _check_tags(row["tags"], f"{where}tags")
     for threshold in THRESHOLD_KEYS:
         match = row["match"].get(threshold)
         _check_fields(match, _MATCH_FIELDS, f"{where}match.{threshold}.")
+
+
+def _check_tags(tags: Any, where: str) -> None:
+    if not (_MAPPING.holds(tags) and all(_TEXT.holds(value) for value in tags.values())):
+        raise ValueError(f"{where} must be an object of texts, not {_shown(tags)}.")
 
 
 def _check_scores(stored: Mapping[str, Any], computed: Mapping[str, float], where: str) -> None:

@@ -6,11 +6,13 @@ A published number gets a verdict:
 * *not comparable*: there is one, but from simulated or stand-in data, other images, or a smoke run;
 * *reproduced*: the published value lies within the measured 95 % interval, or no further than
   `TOLERANCE` from the measured value;
-* *better* or *worse*: anything else, by the sign of the difference.
+* *better* or *worse*: anything else, by the sign of the difference and the metric's direction.
 
-A claim ("this beats that") is judged on the difference of the two on the same images: it *holds*
-when the whole 95 % interval lies above zero, *fails* when it lies below, and is *unclear* when
-zero is inside. *Not yet run* and *not comparable* mean what they do above.
+A claim ("this beats that") is judged on how much better the one is than the other on the same
+images: it *holds* when the whole 95 % interval lies above zero, *fails* when it lies below, and is
+*unclear* when zero is inside. *Not yet run* and *not comparable* mean what they do above. A claim
+`against` a second metric says that the first shows the difference more: the effect is what the one
+is better by in the first, less what it is better by in the second.
 
 Intervals are percentile bootstraps over the test images (Efron & Tibshirani 1993, chapter 13):
 images are drawn with replacement, and the pooled score is computed anew from the drawn images'
@@ -24,19 +26,20 @@ from __future__ import annotations
 import html
 import math
 import tomllib
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from nuctut.paths import project_root, results_root, runs_root
-from nuctut.records import POOLED_METRICS, PRESETS, Record, pooled, read_all
+from nuctut.records import ERRORS, METRICS, PRESETS, Record, pooled, read_all
 from nuctut.samples import SOURCES
 
 RESAMPLES = 10_000
@@ -60,6 +63,14 @@ METRIC_NAMES = {
     "mean_average_precision": "mean AP, IoU 0.5 to 0.95",
     "dice_nuclei": "Dice, nuclei",
     "dice_separations": "Dice, separations",
+    "aggregated_jaccard": "aggregated Jaccard, by image",
+    "mean_average_precision_per_image": "mean AP, by image",
+    "panoptic_quality": "panoptic quality",
+    "count_error": "count error",
+    "pixel_accuracy": "pixel accuracy",
+    "pixel_iou": "pixel IoU, pooled",
+    "pixel_iou_per_image": "pixel IoU, by image",
+    "mean_class_iou": "pixel IoU, two classes",
 }
 
 
@@ -68,13 +79,20 @@ METRIC_NAMES = {
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """One cell of a paper's table; `variant` names the record set beside it."""
+    """One cell of a paper's table; `variant` names the record set beside it.
+
+    `note` says how the cell was read where the paper leaves that open. `split` and `images` are
+    what it was measured on, where that is not what the paper's other numbers were measured on.
+    """
 
     table: str
     row: str
     variant: str
     metric: str
     value: float
+    note: str = ""
+    split: str = ""
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,13 +108,17 @@ class PublishedTime:
 
 @dataclass(frozen=True)
 class Claim:
-    """A comparison the paper makes: `better` beats `worse` by `published_effect` in `metric`."""
+    """A comparison the paper makes: `better` beats `worse` by `published_effect` in `metric`.
+
+    With `against`, another metric, by that much more than in it.
+    """
 
     text: str
     better: str
     worse: str
     metric: str
     published_effect: float
+    against: str = ""
     note: str = ""
 
 
@@ -114,6 +136,12 @@ class Published:
     scores: tuple[PublishedScore, ...]
     times: tuple[PublishedTime, ...]
     claims: tuple[Claim, ...]
+
+    def measured_on(self, variant: str) -> tuple[str, int]:
+        """The split, and the number of its images, that a variant's numbers are of."""
+        of_variant = (score for score in self.scores if score.variant == variant)
+        cell = next(of_variant, None)
+        return (cell and cell.split) or self.split, (cell and cell.images) or self.images
 
 
 def papers() -> tuple[str, ...]:
@@ -171,7 +199,7 @@ def _entry(kind: type, entry: Any, where: str) -> Any:
     expected = {"str": str, "int": int, "float": (int, float)}
     for name, field in known.items():
         if name not in entry:
-            if isinstance(field.default, str):
+            if field.default is not MISSING:
                 continue
             raise ValueError(f"{where}: {name} is missing.")
         wanted = expected.get(field.type, tuple)
@@ -183,11 +211,23 @@ def _entry(kind: type, entry: Any, where: str) -> Any:
 def _check_published(paper: Published, path: Path) -> None:
     """Metrics must be known, cells unique, values possible, effects what the tables give."""
     values: dict[tuple[str, str], float] = {}
+
+    def value(variant: str, metric: str) -> float:
+        return values.get((variant, metric), math.nan)
+
     for index, score in enumerate(paper.scores):
         where = f"{path}: scores[{index}]"
         _check_metric(score.metric, where)
-        if not 0 <= score.value <= 1:
-            raise ValueError(f"{where}: value must lie from 0 to 1, not {score.value}.")
+        most = math.inf if score.metric in ERRORS else 1
+        if not 0 <= score.value <= most:
+            raise ValueError(f"{where}: value must lie from 0 to {most}, not {score.value}.")
+        if (score.split or paper.split, score.images or paper.images) != paper.measured_on(
+            score.variant
+        ):
+            raise ValueError(
+                f"{where}: {score.variant} has other split or images in an earlier entry; "
+                "what was measured on other images is a variant of its own."
+            )
         if (score.variant, score.metric) in values:
             raise ValueError(f"{where}: {score.variant} has a {score.metric} already.")
         values[score.variant, score.metric] = score.value
@@ -197,19 +237,39 @@ def _check_published(paper: Published, path: Path) -> None:
     for index, claim in enumerate(paper.claims):
         where = f"{path}: claims[{index}]"
         _check_metric(claim.metric, where)
-        better = values.get((claim.better, claim.metric), math.nan)
-        worse = values.get((claim.worse, claim.metric), math.nan)
-        if abs(better - worse - claim.published_effect) > 5e-4:
+        if claim.against:
+            _check_metric(claim.against, where, "against")
+        effect = _effect(claim, value, claim.better, claim.worse)
+        if abs(effect - claim.published_effect) > 5e-4:
             raise ValueError(
-                f"{where}: published_effect must be {better - worse:.3f}, as the tables give, "
+                f"{where}: published_effect must be {effect:.3f}, as the tables give, "
                 f"not {claim.published_effect}."
             )
 
 
-def _check_metric(metric: str, where: str) -> None:
-    if metric not in POOLED_METRICS:
-        known = ", ".join(POOLED_METRICS)
-        raise ValueError(f"{where}: metric must be one of {known}, not {metric!r}.")
+def _check_metric(metric: str, where: str, field: str = "metric") -> None:
+    if metric not in METRICS:
+        known = ", ".join(METRICS)
+        raise ValueError(f"{where}: {field} must be one of {known}, not {metric!r}.")
+
+
+Side = TypeVar("Side")
+Scores = TypeVar("Scores", float, np.ndarray)
+
+
+def _effect(
+    claim: Claim, score: Callable[[Side, str], Scores], better: Side, worse: Side
+) -> Scores:
+    """How much better the one side is than the other; below zero where it is worse.
+
+    `score` gives a side's score, or resampled scores, in a metric.
+    """
+
+    def gain(metric: str) -> Scores:
+        difference = score(better, metric) - score(worse, metric)
+        return -difference if metric in ERRORS else difference
+
+    return gain(claim.metric) - gain(claim.against) if claim.against else gain(claim.metric)
 
 
 # --- which records speak for a variant ----------------------------------------------------------
@@ -266,12 +326,13 @@ def _obstacle(record: Record, paper: Published) -> str:
     data = record.data
     if data["source"] != "real":
         return f"{data['source']} data"
-    if (data["name"], data["split"]) != (paper.data, paper.split):
-        return f"measured on {data['name']} {data['split']}, not {paper.data} {paper.split}"
+    split, images = paper.measured_on(record.variant)
+    if (data["name"], data["split"]) != (paper.data, split):
+        return f"measured on {data['name']} {data['split']}, not {paper.data} {split}"
     if record.preset == "smoke":
         return "smoke preset"
-    if data["count"] != paper.images:
-        return f"measured on {data['count']} of {paper.images} images"
+    if data["count"] != images:
+        return f"measured on {data['count']} of {images} images"
     return ""
 
 
@@ -292,7 +353,7 @@ def resampled(records: Sequence[Record], metric: str) -> np.ndarray:
 
     Args:
         records: One per seed, all of the same images.
-        metric: One of `nuctut.records.POOLED_METRICS`.
+        metric: One of `nuctut.records.METRICS`.
 
     The draws depend on the numbers of images and seeds only, so that two variants with equally
     many of both are drawn alike, and their difference is a paired one.
@@ -317,15 +378,15 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def verdict(published: float, measured: float, low: float, high: float) -> str:
+def verdict(metric: str, published: float, measured: float, low: float, high: float) -> str:
     """Either "reproduced", "better" or "worse", by the rule this module opens with."""
     if low <= published <= high or abs(measured - published) <= TOLERANCE:
         return "reproduced"
-    return "better" if measured > published else "worse"
+    return "better" if (measured > published) != (metric in ERRORS) else "worse"
 
 
 def claim_verdict(low: float, high: float) -> str:
-    """Either "holds", "fails" or "unclear", for the interval of better minus worse."""
+    """Either "holds", "fails" or "unclear", for the interval of how much better it is."""
     if low > 0:
         return "holds"
     return "fails" if high < 0 else "unclear"
@@ -334,16 +395,16 @@ def claim_verdict(low: float, high: float) -> str:
 # --- the tables ---------------------------------------------------------------------------------
 
 NO_SCORE = "nothing to score in these images"
-PROVENANCE = ("data", "preset", "seeds", "device", "git_commit", "files")
+PROVENANCE = ("network", "data", "preset", "seeds", "device", "git_commit", "files")
 
 
 def compare_scores(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
     """Every cell of the paper's tables beside what was measured.
 
     Returns:
-        One line per published cell: table, row, variant, metric, label, published, measured (mean
-        over the seeds), low, high, difference (NaN where not comparable), verdict, reason (of a
-        verdict that compares nothing) and `PROVENANCE`.
+        One line per published cell: table, row, note, variant, metric, label, published, measured
+        (mean over the seeds), low, high, difference (NaN where not comparable), verdict, reason
+        (of a verdict that compares nothing) and `PROVENANCE`.
     """
     records = list(records)
     lines = []
@@ -352,13 +413,14 @@ def compare_scores(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
         line = {
             "table": cell.table,
             "row": cell.row,
+            "note": cell.note,
             "variant": cell.variant,
             "metric": cell.metric,
             "label": f"{cell.row}\n{METRIC_NAMES[cell.metric]}",
             "published": cell.value,
         }
         lines.append(line | _measured(cell, chosen, paper) | _provenance(chosen))
-    columns = ["table", "row", "variant", "metric", "label", "published", "measured"]
+    columns = ["table", "row", "note", "variant", "metric", "label", "published", "measured"]
     columns += ["low", "high", "difference", "verdict", "reason", *PROVENANCE]
     return pd.DataFrame(lines, columns=columns)
 
@@ -376,7 +438,9 @@ def _measured(cell: PublishedScore, chosen: list[Record], paper: Published) -> d
         "low": low,
         "high": high,
         "difference": math.nan if reason else measured - cell.value,
-        "verdict": "not comparable" if reason else verdict(cell.value, measured, low, high),
+        "verdict": "not comparable"
+        if reason
+        else verdict(cell.metric, cell.value, measured, low, high),
         "reason": reason,
     }
 
@@ -385,16 +449,19 @@ def judge_claims(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
     """Every claim of the paper beside what was measured, paired by image and seed.
 
     Returns:
-        One line per claim: text, note, metric, better, worse, published_effect, measured_effect
-        (mean over the seeds both have), low, high, verdict, reason and `PROVENANCE`.
+        One line per claim: paper, text, note, metric, against, better, worse, published_effect,
+        measured_effect (mean over the seeds both have), low, high, verdict, reason and
+        `PROVENANCE`.
     """
     records = list(records)
     lines = []
     for claim in paper.claims:
         better, worse = _pair(claim, paper, records)
-        line = asdict(claim) | _judged(claim, better, worse, paper, records)
+        line = (
+            {"paper": paper.authors} | asdict(claim) | _judged(claim, better, worse, paper, records)
+        )
         lines.append(line | _provenance(better + worse))
-    columns = ["text", "note", "metric", "better", "worse", "published_effect"]
+    columns = ["paper", "text", "note", "metric", "against", "better", "worse", "published_effect"]
     columns += ["measured_effect", "low", "high", "verdict", "reason", *PROVENANCE]
     return pd.DataFrame(lines, columns=columns)
 
@@ -433,8 +500,8 @@ def _judged(
         return nothing | _no_verdict("not comparable", "no preset and seed that both sides ran")
     if better[0].data["fingerprint"] != worse[0].data["fingerprint"]:
         return nothing | _no_verdict("not comparable", "the two sides ran on different images")
-    low, high = interval(resampled(better, claim.metric) - resampled(worse, claim.metric))
-    effect = _mean_score(better, claim.metric) - _mean_score(worse, claim.metric)
+    low, high = interval(_effect(claim, resampled, better, worse))
+    effect = _effect(claim, _mean_score, better, worse)
     reason = _obstacle(better[0], paper) or (NO_SCORE if math.isnan(effect) else "")
     return {
         "measured_effect": effect,
@@ -443,6 +510,30 @@ def _judged(
         "verdict": "not comparable" if reason else claim_verdict(low, high),
         "reason": reason,
     }
+
+
+def readings(cells: pd.DataFrame) -> pd.DataFrame:
+    """Which reading of an undefined score fits the paper: its numbers under each, side by side.
+
+    Args:
+        cells: Those lines of `compare_scores` in which one printed number per row stands beside
+            several metrics. Cells that are not comparable are left out.
+
+    Returns:
+        One line per metric, named by it, the one that fits best first: `rows` (how many numbers
+        were compared), `mean_difference` (measured minus published) and
+        `mean_absolute_difference`. A network trained better or worse than the paper's shifts
+        every reading, so only a clear gap between two of them tells anything.
+    """
+    by_metric = cells.dropna(subset="difference").groupby("metric")["difference"]
+    table = pd.DataFrame(
+        {
+            "rows": by_metric.count(),
+            "mean_difference": by_metric.mean(),
+            "mean_absolute_difference": by_metric.agg(lambda values: values.abs().mean()),
+        }
+    )
+    return table.sort_values("mean_absolute_difference", kind="stable")
 
 
 def compare_times(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
@@ -489,10 +580,12 @@ def _mean_score(records: Sequence[Record], metric: str) -> float:
 def _provenance(records: Sequence[Record]) -> dict[str, str]:
     """What a line rests on; several different values of one field stand side by side."""
 
-    def joined(values: Iterable[str]) -> str:
-        return ", ".join(dict.fromkeys(values))
+    def joined(values: Iterable[str], between: str = ", ") -> str:
+        return between.join(dict.fromkeys(values))
 
+    networks = (record.parameters.get("network", "") for record in records)
     return {
+        "network": joined(filter(None, networks), "; "),
         "data": joined(describe(record) for record in records),
         "preset": joined(record.preset for record in records),
         "seeds": joined(str(record.seed) for record in records),
@@ -543,43 +636,61 @@ VERDICT_TINTS = {
 
 def show_scores(table: pd.DataFrame) -> Styler:
     """`compare_scores` as a page shows it: intervals, verdict, and links to the records."""
-    score = table["metric"].map(METRIC_NAMES) + ", " + table["table"]
-    shown = {
-        "Row": _two_lines(table["row"], score),
-        "Verdict": _verdicts(table),
-        "Published": table["published"].map(_number),
-        "Measured": _with_interval(table, "measured", _number),
-        "Difference": table["difference"].map(_signed),
-        "Records": table["files"].map(_links),
-    }
-    return _styled(pd.DataFrame(shown), table, "scores")
+    score = _names(table["metric"]) + ", " + table["table"]
+    return _compared("Row", table["row"], score, table, "", _number)
 
 
 def show_claims(table: pd.DataFrame) -> Styler:
     """`judge_claims` as a page shows it."""
-    score = table["metric"].map(METRIC_NAMES) + table["note"].map(
-        lambda note: f". {note}" * bool(note)
-    )
-    shown = {
-        "Claim": _two_lines(table["text"], score),
+    score = _names(table["metric"]) + _prefixed(", against ", _names(table["against"]))
+    return _compared("Claim", table["text"], score, table, "_effect", _signed)
+
+
+def _compared(
+    head: str,
+    what: pd.Series,
+    score: pd.Series,
+    table: pd.DataFrame,
+    ending: str,
+    shown: Callable[[float], str],
+) -> Styler:
+    """What both tables share; `ending` of the columns with the numbers, `shown` by a function."""
+    under = score + _prefixed(". ", table["note"]) + _prefixed("\nHere: ", table["network"])
+    columns = {
+        head: _two_lines(what, under),
         "Verdict": _verdicts(table),
-        "Published": table["published_effect"].map(_signed),
-        "Measured": _with_interval(table, "measured_effect", _signed),
-        "Records": table["files"].map(_links),
+        "Published": table[f"published{ending}"].map(shown),
+        "Measured": _with_interval(table, f"measured{ending}", shown),
     }
-    return _styled(pd.DataFrame(shown), table, "claims")
+    if "difference" in table:
+        columns["Difference"] = table["difference"].map(_signed)
+    columns["Records"] = table["files"].map(_links)
+    return _styled(pd.DataFrame(columns), table, head.lower() + "s")
+
+
+def _names(metrics: pd.Series) -> pd.Series:
+    return metrics.map(lambda metric: METRIC_NAMES.get(metric, ""))
+
+
+def _prefixed(prefix: str, texts: pd.Series) -> pd.Series:
+    """Every text behind the prefix; an empty one stays empty."""
+    return texts.map(lambda text: f"{prefix}{text}" * bool(text))
 
 
 def show_claims_at_a_glance(table: pd.DataFrame) -> Styler:
-    """The claims and their verdicts alone, for a page that holds no records to link to."""
-    shown = {"Claim": table["text"].map(html.escape), "Verdict": _verdicts(table)}
+    """The claims and their verdicts alone, for a page that holds no records to link to.
+
+    Claims of several papers, put together with `pandas.concat(…, ignore_index=True)`, may share
+    the table.
+    """
+    shown = {"Claim": _two_lines(table["text"], table["paper"]), "Verdict": _verdicts(table)}
     return _styled(pd.DataFrame(shown), table, "glance")
 
 
 def show_times(table: pd.DataFrame) -> Styler:
     """`compare_times` as a page shows it, with both machines."""
     machines = "there: " + table["machine"]
-    machines += table["device"].map(lambda device: f"; here: {device}" * bool(device))
+    machines += _prefixed("; here: ", table["device"])
     shown = {
         "Step": _two_lines(table["what"], machines),
         "Verdict": _verdicts(table),
@@ -597,8 +708,10 @@ def _styled(shown: pd.DataFrame, table: pd.DataFrame, name: str) -> Styler:
         lambda v: f"background-color: {VERDICT_TINTS[v]}; font-weight: 600"
     )
     first, *others = shown
+    # the tints go by the table's name, so a page may not show two tables of one name
+    digest = zlib.crc32(shown.to_csv().encode())
     return (
-        Styler(shown, uuid=name, cell_ids=False)
+        Styler(shown, uuid=f"{name}-{digest:08x}", cell_ids=False)
         .hide(axis="index")
         .set_caption(f"Measured: {html.escape(sources(table))}")
         .apply(lambda column: tints, subset=["Verdict"])
@@ -611,7 +724,8 @@ def _styled(shown: pd.DataFrame, table: pd.DataFrame, name: str) -> Styler:
 
 
 def _two_lines(upper: pd.Series, lower: pd.Series) -> pd.Series:
-    return upper.map(html.escape) + "<br><small>" + lower.map(html.escape) + "</small>"
+    small = lower.map(html.escape).str.replace("\n", "<br>")
+    return upper.map(html.escape) + "<br><small>" + small + "</small>"
 
 
 def _number(value: float) -> str:
@@ -625,7 +739,10 @@ def _signed(value: float) -> str:
 def _seconds(value: float) -> str:
     if math.isnan(value):
         return ""
-    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+    for unit, size, least in (("h", 3600, 7200), ("min", 60, 600), ("s", 1, 1)):
+        if value >= least:
+            return f"{value / size:.3g} {unit}"
+    return f"{1000 * value:.3g} ms"
 
 
 def _with_interval(table: pd.DataFrame, name: str, shown: Callable[[float], str]) -> list[str]:
