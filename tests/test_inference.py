@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nuctut.inference import fold_normalisation, predict
-from nuctut.models.unet import ReducedUNet
+from nuctut.models.cnn import SimpleCNN
+from nuctut.models.resnet import FCNResNet
+from nuctut.models.unet import ReducedUNet, UNet
 from nuctut.targets import standardise
 
 
@@ -69,6 +71,69 @@ def test_every_pixel_comes_from_its_own_place(shape, tile, overlap):
     image = np.random.default_rng(0).integers(0, 4096, shape, dtype=np.uint16)
     result = predict(Echo(), image, tile=tile, overlap=overlap, batch_size=3)
     np.testing.assert_allclose(result, echo_of(image), atol=1e-5)
+
+
+class Colours(nn.Module):
+    """One class per channel: the logits are the image itself."""
+
+    stride = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image * self.gain
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 90), (61, 43)])
+@pytest.mark.parametrize(("tile", "overlap"), [(16, 0), (24, 8), (1024, 224)])
+def test_every_channel_comes_to_its_own_place(shape, tile, overlap):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    result = predict(Colours(), image, tile=tile, overlap=overlap, batch_size=3)
+    powers = np.exp(standardise(image).astype(float))
+    expected = np.moveaxis(powers / powers.sum(-1, keepdims=True), -1, 0)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(32, 0), (1024, 224)])
+def test_an_image_of_one_channel_is_a_grey_image(network, tile, overlap):
+    image = np.random.default_rng(0).integers(0, 4096, (50, 41), dtype=np.uint16)
+    how = {"tile": tile, "overlap": overlap}
+    np.testing.assert_array_equal(
+        predict(network, image[..., None], **how), predict(network, image, **how)
+    )
+
+
+class Brightness(Colours):
+    """A single class, the more probable the brighter the first channel."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image[:, :1] * self.gain
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_single_class_is_the_chance_of_being_foreground(precision):
+    image = np.random.default_rng(0).integers(0, 256, (19, 23, 3), dtype=np.uint8)
+    result = predict(Brightness(), image, precision=precision)
+    assert result.shape == (1, 19, 23) and result.dtype == np.float32
+    expected = 1 / (1 + np.exp(-standardise(image)[..., 0].astype(float)))
+    np.testing.assert_allclose(result[0], expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def colour_network() -> UNet:
+    torch.manual_seed(2)
+    return UNet(channels=(2, 2, 2, 2, 2), activation=nn.SELU)  # no unit of it is dead
+
+
+def test_tiles_leave_no_trace_in_a_colour_image(colour_network):
+    image = np.random.default_rng(0).gamma(2, 40, (120, 413, 3)).clip(0, 255).astype(np.uint8)
+    whole = predict(colour_network, image)
+    assert whole.shape == (1, 120, 413) and np.ptp(whole) > 0.01
+    tiled = predict(colour_network, image, tile=256, overlap=224, batch_size=2)
+    np.testing.assert_allclose(tiled, whole, atol=1e-5)
+    assert np.abs(predict(colour_network, image, tile=256, overlap=0) - whole).max() > 1e-3
 
 
 def test_tiles_are_batched_and_no_larger_than_asked_for():
@@ -134,26 +199,41 @@ def test_what_does_not_fit_is_refused(network, options, reason):
         predict(network, np.zeros((32, 32)), **options)
 
 
-def test_a_colour_image_is_refused(network):
-    with pytest.raises(ValueError, match=r"\(H, W\), not \(32, 32, 3\)"):
-        predict(network, np.zeros((32, 32, 3)))
+@pytest.mark.parametrize("shape", [(32,), (32, 32, 3, 1), ()])
+def test_what_is_no_image_is_refused(network, shape):
+    with pytest.raises(ValueError, match=r"\(H, W\) or \(H, W, channels\), not \("):
+        predict(network, np.zeros(shape))
 
 
-def test_folded_normalisation_gives_the_same_probabilities():
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (lambda: UNet(channels=(4,) * 5, normalise=True), 0),
+        (lambda: ReducedUNet(3, channels=(4,) * 5, last_channels=4, normalise=True), 0),
+        # The first layer normalises the image itself: no convolution is before it.
+        (lambda: SimpleCNN(channels=4), 1),
+        # Within a residual block the layers stand side by side, not in a sequence.
+        (lambda: FCNResNet(18, pretrained=False), 16),
+    ],
+    ids=["u-net", "reduced u-net", "simple-cnn", "resnet"],
+)
+def test_folded_normalisation_gives_the_same_probabilities(make, left):
     torch.manual_seed(0)
-    model = ReducedUNet(channels=(4,) * 5, last_channels=4, normalise=True)
+    model = make()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 for values in (module.weight, module.running_var):
-                    values.uniform_(0.5, 2)
+                    values.uniform_(0.8, 1.25)
                 for values in (module.bias, module.running_mean):
-                    values.normal_()
-    image = np.random.default_rng(0).random((50, 70))
+                    values.normal_(0, 0.5)
+    image = np.random.default_rng(0).random((50, 70, 3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     folded = fold_normalisation(model)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    np.testing.assert_allclose(predict(folded, image), predict(model, image), atol=1e-5)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == left
+    expected = predict(model, image)
+    assert np.ptp(expected) > 0.01
+    np.testing.assert_allclose(predict(folded, image), expected, atol=1e-4)
     # The network itself can still be trained.
     assert model.training and folded.training is False
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

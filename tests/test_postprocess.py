@@ -65,6 +65,48 @@ def test_what_touches_by_a_corner_is_one_nucleus():
         np.testing.assert_array_equal(one[touching], other[touching])
 
 
+def flooded(mask: np.ndarray) -> list[set[tuple[int, int]]]:
+    """The 4-connected sets of pixels, one by one and slowly."""
+    left = set(map(tuple, np.argwhere(mask).tolist()))
+    found = []
+    while left:
+        edge, piece = [left.pop()], set()
+        while edge:
+            y, x = edge.pop()
+            piece.add((y, x))
+            for near in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if near in left:
+                    left.remove(near)
+                    edge.append(near)
+        found.append(piece)
+    return found
+
+
+@pytest.mark.parametrize("min_area", [0, 1, 2, 5])
+def test_components_against_a_slow_reference(min_area):
+    mask = np.random.default_rng(3).random((30, 41)) < 0.45
+    labels = postprocess.components(mask, min_area)
+    assert labels.dtype == np.int32 and labels.shape == mask.shape
+    expected = [piece for piece in flooded(mask) if len(piece) >= min_area]
+    assert len(expected) > 10 and sorted(np.unique(labels)) == list(range(len(expected) + 1))
+    found = [set(map(tuple, np.argwhere(labels == i + 1).tolist())) for i in range(len(expected))]
+    assert all(piece in expected for piece in found)
+
+
+def test_what_touches_by_a_corner_alone_is_two_components():
+    mask = np.kron(np.eye(2), np.ones((3, 3))) > 0
+    assert postprocess.components(mask).max() == 2
+    mask[2, 3] = True  # a shared side
+    assert (postprocess.components(mask) == mask).all()
+
+
+def test_masks_that_are_empty_or_full():
+    empty, full = np.zeros((5, 7), bool), np.ones((5, 7), bool)
+    for min_area in (0, 35, 36):
+        assert not postprocess.components(empty, min_area).any()
+        assert (postprocess.components(full, min_area) == (min_area <= 35)).all()
+
+
 def test_a_probability_map_is_read_by_its_most_probable_class():
     rng = np.random.default_rng(0)
     map_ = rng.dirichlet([1, 1, 1], (20, 30)).transpose(2, 0, 1).astype(np.float32)

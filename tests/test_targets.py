@@ -167,8 +167,45 @@ def test_the_scales():
     for scale, values in (("linear", counts.astype(float)), ("log", np.log([[1, 2], [4, 8]]))):
         expected = (values - values.mean()) / values.std()
         np.testing.assert_allclose(standardise(counts, scale), expected, atol=1e-6)
-    with pytest.raises(ValueError, match=r"linear.*log.*'sqrt'"):
+    with pytest.raises(ValueError, match=r"linear.*log.*range.*'sqrt'"):
         standardise(counts, "sqrt")
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_each_channel_of_an_image_is_normalised_by_itself(scale):
+    rng = np.random.default_rng(0)
+    image = rng.integers((0, 50, 100), (80, 120, 256), (9, 11, 3)).astype(np.uint8)
+    result = standardise(image, scale)
+    assert result.shape == image.shape and result.dtype == np.float32
+    for channel in range(3):
+        alone = standardise(image[..., channel], scale)
+        np.testing.assert_allclose(result[..., channel], alone, atol=1e-5)
+    flat = image.copy()
+    flat[..., 1] = 9
+    assert (standardise(flat, scale)[..., 1] == 0).all()
+    # A grey image is the same with and without its three equal channels.
+    grey = image[..., 1]
+    thrice = standardise(np.repeat(grey[..., None], 3, -1), scale)
+    for channel in range(3):
+        np.testing.assert_allclose(thrice[..., channel], standardise(grey, scale), atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(np.uint8, 255), (np.uint16, 65535)])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])
+def test_the_range_is_that_of_the_dtype_and_not_of_the_image(dtype, most, shape):
+    image = np.random.default_rng(0).integers(3, 200, shape).astype(dtype)
+    image.flat[:2] = 0, most
+    result = standardise(image, "range")
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, image / most, rtol=1e-6)
+    assert result.min() == 0 and result.max() == 1
+    constant = standardise(np.full(shape, 51, dtype), "range")
+    np.testing.assert_allclose(constant, 51 / most, rtol=1e-6)
+
+
+def test_only_integers_have_a_range():
+    with pytest.raises(ValueError, match="integer"):
+        standardise(np.ones((4, 4)), "range")
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])

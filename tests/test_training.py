@@ -24,11 +24,19 @@ from torch import Tensor, nn
 
 from nuctut import training
 from nuctut.inference import predict
-from nuctut.losses import LogDiceLoss
+from nuctut.losses import IoULoss, LogDiceLoss
 from nuctut.machine import device_name
-from nuctut.models.unet import ReducedUNet
+from nuctut.models.unet import ReducedUNet, UNet
 from nuctut.targets import standardise, three_classes
-from nuctut.training import CornerTiles, FitSettings, NonFiniteLoss, RandomCrops, fit
+from nuctut.training import (
+    CornerTiles,
+    FitSettings,
+    Jitter,
+    NonFiniteLoss,
+    RandomCrops,
+    fit,
+    random_crop,
+)
 
 SETTINGS = FitSettings(
     epochs=4, updates=3, batch_size=2, learning_rate=3e-3, schedule="one-cycle", device="cpu"
@@ -49,7 +57,7 @@ def pictures(count: int = 4, shape: tuple[int, int] = (40, 44)) -> tuple[list, l
 
 
 def crops(count: int = 4, **options: Any) -> RandomCrops:
-    return RandomCrops(*pictures(count), **{"size": 32, "gain": 0.2} | options)
+    return RandomCrops(*pictures(count), **{"size": 32, "jitter": Jitter(gain=0.2)} | options)
 
 
 def network(seed: int = 0, dropout: float = 0.25) -> ReducedUNet:
@@ -63,7 +71,7 @@ def run(
     """A fit of under a second."""
     settings = dataclasses.replace(SETTINGS, **changes)
     train = crops() if train is None else train
-    check = crops(2, gain=0.0)
+    check = crops(2, jitter=Jitter())
     model = network() if model is None else model
     return fit(model, loss or LogDiceLoss(), train, check, folder, settings, progress=False)
 
@@ -172,9 +180,61 @@ def test_random_crops_are_of_the_image_normalised_as_a_whole():
 
 def test_the_gain_stays_within_its_bounds():
     ones = np.tile([0.0, 1.0], (32, 16))
-    items = RandomCrops([ones], [np.zeros((32, 32), np.uint8)], ["a"], size=32, gain=0.3)
+    jitter = Jitter(gain=0.3)
+    items = RandomCrops([ones], [np.zeros((32, 32), np.uint8)], ["a"], size=32, jitter=jitter)
     found = [items[0, draw]["image"].max().item() for draw in range(100)]
     assert 0.7 <= min(found) < 0.75 and 1.25 < max(found) <= 1.3
+
+
+@pytest.mark.parametrize("shape", [(64, 96, 3), (64, 96), (20, 30)])
+def test_a_zoom_keeps_image_and_classes_together(shape):
+    """The classes are drawn into the image, so that after any zoom one still tells the other."""
+    labels = np.zeros(shape[:2], np.int32)
+    labels[: shape[0] // 2] = 7
+    labels[:, : shape[1] // 3] = 300
+    image = np.zeros(shape, np.float32)
+    image[labels == 7], image[labels == 300] = 1, 2
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(60):
+        piece, of_it, _ = random_crop(rng, image, labels, 32, Jitter(zoom=2.0))
+        side = (min(32, shape[0]), min(32, shape[1]))
+        assert of_it.shape in (side, (32, 32)) and piece.shape == of_it.shape + shape[2:]
+        assert of_it.dtype == np.int32 and set(np.unique(of_it)) <= {0, 7, 300}
+        flat = piece[..., 0] if piece.ndim == 3 else piece
+        told = np.select([flat < 0.25, abs(flat - 1) < 0.25, flat > 1.75], [0, 7, 300], -1)
+        assert ((told == of_it) | (told == -1)).mean() > 0.9
+        shares.append((told == -1).mean())
+    if shape[0] > 32:
+        assert np.unique(shares).size > 5  # some pieces were resampled, and others by other factors
+
+
+def test_a_zoom_stays_within_its_bounds():
+    """The period of a pattern tells the scale of a piece of it."""
+    rows = np.arange(400)
+    image = np.repeat(np.float32(np.sin(2 * np.pi * rows / 20))[:, None], 400, 1)
+    rng, scales = np.random.default_rng(0), []
+    for _ in range(100):
+        piece, *_ = random_crop(rng, image, image.astype(np.int32), 200, Jitter(zoom=1.5))
+        crossings = np.count_nonzero(np.diff(np.sign(piece[:, 0]))) / 200
+        scales.append(crossings * 10)
+    assert 0.62 < min(scales) < 0.75 and 1.35 < max(scales) < 1.55
+
+
+def test_colour_changes_each_channel_by_itself_and_within_bounds():
+    image = np.ones((40, 40, 3), np.float32)
+    image[::2] = -1
+    rng = np.random.default_rng(0)
+    pieces = [
+        random_crop(rng, image, np.zeros((40, 40), np.int32), 32, Jitter(colour=0.3))[0]
+        for _ in range(200)
+    ]
+    means = np.array([piece.mean((0, 1)) for piece in pieces])
+    spreads = np.array([np.ptp(piece, (0, 1)) for piece in pieces]) / 2
+    for values, middle in ((means, 0), (spreads, 1)):
+        assert 0.27 < np.abs(values - middle).max() <= 0.3 + 1e-6
+        assert np.abs(np.corrcoef(values.T) - np.eye(3)).max() < 0.25
+    grey, *_ = random_crop(rng, image[..., 0], image[..., 0], 32, Jitter(colour=0.3))
+    assert set(np.unique(grey)) == {-1, 1}
 
 
 def test_small_images_are_padded_by_reflection():
@@ -186,6 +246,73 @@ def test_small_images_are_padded_by_reflection():
     restored = item["image"][0].numpy() * image.std() + image.mean()
     np.testing.assert_array_equal(np.rint(restored), item["classes"])
     np.testing.assert_array_equal(np.bincount(item["classes"].ravel()), [40, 40, 48] * 2)
+
+
+def in_colours(shape: tuple[int, int] = (40, 44)) -> np.ndarray:
+    """An RGB image in which every value is another, and its remainder by 3 is its channel."""
+    return np.arange(3 * math.prod(shape), dtype=np.uint16).reshape(*shape, 3)
+
+
+def assert_together(item: dict[str, Any], image: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Channels first, and classes where the image's pixels are; gives the pixels' numbers."""
+    mean, deviation = (one((0, 1))[:, None, None] for one in (scale.mean, scale.std))
+    values = np.rint(item["image"].numpy().astype(float) * deviation + mean).astype(int)
+    assert item["image"].dtype == torch.float32 and values.ndim == 3
+    for channel in range(3):
+        np.testing.assert_array_equal(values[channel] % 3, channel)
+        np.testing.assert_array_equal(values[channel] // 3, values[0] // 3)
+    np.testing.assert_array_equal(item["classes"], values[0] // 3 % 251)
+    return values[0] // 3
+
+
+def test_random_crops_of_colour_images_are_channels_first():
+    image = in_colours()
+    classes = (image[..., 0] // 3 % 251).astype(np.uint8)
+    items = RandomCrops([image], [classes], ["a"], size=32)
+    steps = set()
+    for draw in range(60):
+        item = items[0, draw]
+        assert item["image"].shape == (3, 32, 32)
+        pixels = assert_together(item, image, image)
+        steps.add((pixels[0, 1] - pixels[0, 0], pixels[1, 0] - pixels[0, 0]))
+    assert steps == {(a, b) for x in (1, -1) for y in (44, -44) for a, b in ((x, y), (y, x))}
+
+
+def test_corner_tiles_of_colour_images_are_channels_first():
+    image = in_colours()
+    classes = (image[..., 0] // 3 % 251).astype(np.uint8)
+    tiles = CornerTiles([image], [classes], ["a"], size=32)
+    assert len(tiles) == 4 * 8
+    starts = set()
+    for which in range(32):
+        corner = [(0, 0), (0, 12), (8, 0), (8, 12)][which // 8]
+        window = image[corner[0] : corner[0] + 32, corner[1] : corner[1] + 32]
+        item = tiles[which, 0]
+        assert item["image"].shape == (3, 32, 32)
+        pixels = assert_together(item, image, window.astype(float))
+        starts.add((pixels.min(), pixels[0, 0], pixels[0, 1]))
+    assert len(starts) == 32
+
+
+def test_small_colour_images_are_padded_by_reflection():
+    image = in_colours((2, 3))
+    classes = (image[..., 0] // 3).astype(np.uint8)
+    item = RandomCrops([image], [classes], ["a"], size=16)[0, 0]
+    assert item["image"].shape == (3, 16, 16)
+    assert_together(item, image, image)
+    np.testing.assert_array_equal(np.bincount(item["classes"].ravel()), [40, 40, 48] * 2)
+
+
+def test_colour_images_can_be_learnt_from(tmp_path):
+    images, classes, keys = pictures()
+    coloured = [np.stack([image, image // 2, 0 * image], -1) for image in images]
+    items = RandomCrops(coloured, [(c > 0).astype(np.uint8) for c in classes], keys, size=32)
+    torch.manual_seed(0)
+    model = UNet(channels=(4,) * 5)
+    settings = dataclasses.replace(SETTINGS, epochs=2)
+    result = fit(model, IoULoss(), items, items, tmp_path, settings, progress=False)
+    assert result.history["val_loss"].is_monotonic_decreasing
+    assert predict(model, coloured[0]).shape == (1, 40, 44)
 
 
 # --- one fit ------------------------------------------------------------------------------------
@@ -202,6 +329,7 @@ def test_a_fit_learns_and_keeps_its_books(undisturbed):
     assert result.seconds == pytest.approx(history["seconds"].iloc[-1])
     assert result.device == device_name() and result.precision == "fp32"
     assert 0.05 < result.peak_memory_gb < 100
+    assert result.weights == sum(p.numel() for p in network().parameters())
     names = {path.name for path in result.best.parent.iterdir()}
     assert names == {"best.ckpt", "last.ckpt", "history.csv", "done.json", "settings.json"}
 
@@ -399,6 +527,95 @@ def test_wrong_settings_are_refused(wrong, reason):
         FitSettings(**{"epochs": 1} | wrong)
 
 
+# --- a network with a loss of its own -----------------------------------------------------------
+
+
+class Ragged(torch.utils.data.Dataset):
+    """Lists of numbers, each of another length, around a mean that is to be found."""
+
+    def __init__(self, count: int = 5, mean: float = 3.0, bad: int | None = None) -> None:
+        self.count, self.mean, self.bad = count, mean, bad
+        self.draws: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        self.draws.append(item)
+        which, draw = item
+        numbers = self.mean + 0.1 * np.random.default_rng(draw).normal(size=which + 1)
+        if which == self.bad:
+            numbers[0] = np.nan
+        return {"numbers": torch.from_numpy(numbers.astype(np.float32)), "key": f"list_{which}"}
+
+    @staticmethod
+    def collate(items: list[dict[str, Any]]) -> dict[str, list[Any]]:
+        return {name: [item[name] for item in items] for name in items[0]}
+
+
+class Mean(nn.Module):
+    """Learns one number; a second one is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = nn.Parameter(torch.zeros(1))
+        self.frozen = nn.Parameter(torch.ones(7), requires_grad=False)
+        self.asked: list[tuple[bool, bool, list[str]]] = []
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        self.asked.append((self.training, torch.is_grad_enabled(), batch["key"]))
+        assert [f"list_{len(one) - 1}" for one in batch["numbers"]] == batch["key"]
+        return torch.stack([(one - self.number).square().mean() for one in batch["numbers"]]).mean()
+
+
+def test_a_network_can_have_a_loss_of_its_own(tmp_path):
+    model, train, check = Mean(), Ragged(5), Ragged(3)
+    settings = dataclasses.replace(SETTINGS, learning_rate=0.5)
+    result = fit(model, None, train, check, tmp_path, settings, progress=False)
+    # Four epochs of three updates and a validation of two batches, two and one.
+    modes = [(training, gradient) for training, gradient, _ in model.asked]
+    assert modes == ([(True, True)] * 3 + [(False, False)] * 2) * 4
+    keys = [names for _, _, names in model.asked]
+    assert all(names == ["list_0", "list_1"] for names in keys[3::5])
+    assert all(names == ["list_2"] for names in keys[4::5])
+    assert all(len(names) == 2 for at in range(3) for names in keys[at::5])
+    assert check.draws == [(i, i) for i in range(3)] * 4  # the same every time
+    assert sorted(draw for _, draw in train.draws) == list(range(24))
+    assert (result.updates, result.images_seen) == (12, 24)
+    assert result.weights == 1  # what is frozen was not learned
+    losses = result.history["val_loss"]
+    assert losses.iloc[-1] < 0.25 * losses.iloc[0] and 1.5 < model.number.item() < 4.5
+    # The mean over the validation's three items, not over its two batches.
+    best = losses.min()
+    items = [check[i, i]["numbers"] for i in range(3)]
+    each = [(one - model.number).square().mean().item() for one in items]
+    assert best == pytest.approx(np.mean(each), rel=1e-5)
+    assert torch.equal(model.frozen, torch.ones(7))
+
+
+def test_a_fit_with_its_own_loss_goes_on_where_it_was_cut_off(tmp_path):
+    def fitted(folder: Path, train: Ragged) -> training.FitResult:
+        return fit(Mean(), None, train, Ragged(3), tmp_path / folder, SETTINGS, progress=False)
+
+    class Cut(Ragged):
+        def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+            if item[1] == 15:
+                raise ConnectionError("the drive is gone")
+            return super().__getitem__(item)
+
+    with pytest.raises(ConnectionError):
+        fitted("cut", Cut())
+    rest = Ragged()
+    assert_same(fitted("cut", rest), fitted("whole", Ragged()))
+    assert [draw for _, draw in rest.draws] == list(range(12, 24))
+
+
+def test_a_loss_of_its_own_that_is_not_finite_names_the_items(tmp_path):
+    for sets in ((Ragged(1, bad=0), Ragged(1)), (Ragged(1), Ragged(1, bad=0))):
+        with pytest.raises(NonFiniteLoss, match=r"became nan at update \d.*images list_0"):
+            fit(Mean(), None, *sets, tmp_path / str(sets[0].bad), SETTINGS, progress=False)
+
+
 # --- killed, and started again ------------------------------------------------------------------
 
 
@@ -422,7 +639,7 @@ class Fatal(RandomCrops):
 def doomed(folder: Path, moment: str, name: str, nth: int) -> None:
     """A fit in a process of its own, killed at the n-th item or around the n-th write of a file."""
     torch.set_num_threads(1)
-    items = Fatal(*pictures(), size=32, gain=0.2)
+    items = Fatal(*pictures(), size=32, jitter=Jitter(gain=0.2))
     replace, written = os.replace, []
 
     def watched(source: Any, target: Any, **options: Any) -> None:
@@ -477,7 +694,7 @@ def test_killed_and_started_again_it_ends_as_if_never_killed(
     process.join(600)
     assert process.exitcode == -signal.SIGKILL
     assert not (folder / "done.json").exists()
-    model, items = network(), Fatal(*pictures(), size=32, gain=0.2)
+    model, items = network(), Fatal(*pictures(), size=32, jitter=Jitter(gain=0.2))
     assert_same(run(folder, items, model=model), undisturbed)
     assert items.given == 6 * (4 - kept)  # it went on, and did not start anew
     image = pictures()[0][0]
@@ -505,7 +722,7 @@ def test_killed_again_and_again_from_outside(undisturbed, processes, tmp_path):
 def test_what_a_kill_leaves_half_written_is_not_read(undisturbed, tmp_path):
     tmp_path.mkdir(exist_ok=True)
     for name in ("best.ckpt", "last.ckpt", "history.csv", "done.json", "settings.json"):
-        (tmp_path / f".{name}.partial").write_bytes(b"half of it")
+        (tmp_path / f".{name}.4711").write_bytes(b"half of it")
     assert_same(run(tmp_path), undisturbed)
 
 

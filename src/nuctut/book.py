@@ -23,6 +23,7 @@ import nbformat
 import yaml
 
 from nuctut import datasets
+from nuctut.files import replacing
 from nuctut.notebooks import chapters, check_values, execute, read_parameters, write_values
 from nuctut.paths import project_root, results_root, runs_root
 from nuctut.records import PRESETS
@@ -76,7 +77,8 @@ def _run_if_changed(notebook: Path, preset: str, folder: Path) -> None:
     execute(notebook, check_values(notebook, values), output, verbose=False)
     if notebook.stem not in READS_ALL_RECORDS:
         records = _records_key(notebook)  # with those that the run has added
-    _write(key_file, inputs + records)
+    with replacing(key_file) as path:
+        path.write_text(inputs + records, encoding="utf-8")
     _say(f"  {notebook.stem}: {time.monotonic() - started:.0f} s")
 
 
@@ -189,7 +191,8 @@ def _render_if_changed(stage: Path, built: Path) -> Path:
         os.replace(html, old)
     os.replace(rendered, html)
     shutil.rmtree(old, ignore_errors=True)
-    _write(key_file, key)
+    with replacing(key_file) as path:
+        path.write_text(key, encoding="utf-8")
     _say(f"  pages: {time.monotonic() - started:.0f} s")
     return page
 
@@ -215,9 +218,3 @@ def _render(stage: Path, folder: Path) -> Path:
             "\n  ".join(["Rendering the pages failed:", *lines, f"all of it: {log}"])
         )
     return pages
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

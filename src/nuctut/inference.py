@@ -33,9 +33,9 @@ def predict(
     than the network's `reach`, the grid leaves no trace.
 
     Args:
-        model: Network with (B, 1, H, W) → (B, C, H, W) logits and an integer `stride`; it is run
-            on the device where its parameters are, in evaluation mode.
-        image: (H, W) intensities, any real dtype.
+        model: Network with (B, channels, H, W) → (B, C, H, W) logits and an integer `stride`; it
+            is run on the device where its parameters are, in evaluation mode.
+        image: (H, W) or (H, W, channels) intensities, any real dtype.
         normalise: Applied to the whole image first.
         tile: Side of a tile in pixels, a multiple of the stride; smaller images are one tile.
         overlap: How far neighbouring tiles overlap, in pixels, a multiple of twice the stride.
@@ -43,15 +43,16 @@ def predict(
         precision: "fp32" or "bf16" (autocast).
 
     Returns:
-        (C, H, W) float32 probabilities that sum to 1 over C.
+        (C, H, W) float32 probabilities. Of several classes they sum to 1 over C (softmax); a single
+        one is that of being foreground (sigmoid).
 
     Raises:
-        ValueError: When the image is not (H, W), tile and overlap do not fit the stride, or the
-            precision is unknown.
+        ValueError: When the image is of another shape, tile and overlap do not fit the stride, or
+            the precision is unknown.
     """
     stride = model.stride
-    if image.ndim != 2:
-        raise ValueError(f"image must be (H, W), not {image.shape}.")
+    if image.ndim not in (2, 3):
+        raise ValueError(f"image must be (H, W) or (H, W, channels), not {image.shape}.")
     if tile % stride or overlap % (2 * stride) or not 0 <= overlap < tile:
         raise ValueError(
             f"tile must be a multiple of {stride}, and overlap one of {2 * stride} below it; "
@@ -60,8 +61,8 @@ def predict(
     if precision not in ("fp32", "bf16"):
         raise ValueError(f'precision must be "fp32" or "bf16", not {precision!r}.')
     weights = next(model.parameters())
-    padded = _pad(normalise(image), stride)
-    spans = [list(_spans(length, tile, overlap)) for length in padded.shape]
+    padded = _pad(np.atleast_3d(normalise(image)), stride)
+    spans = [list(_spans(length, tile, overlap)) for length in padded.shape[:2]]
     windows = [(y, x) for y in spans[0] for x in spans[1]]
     result: np.ndarray | None = None
     was_training = model.training
@@ -69,13 +70,15 @@ def predict(
     for start in range(0, len(windows), batch_size):
         batch = windows[start : start + batch_size]
         stack = np.stack([padded[y[0] : y[1], x[0] : x[1]] for y, x in batch])
-        tensor = torch.from_numpy(stack).unsqueeze(1).to(weights.device)
-        tensor = tensor.to(memory_format=torch.channels_last)
+        # channels last in memory as they are in the image
+        tensor = torch.from_numpy(stack).movedim(-1, 1).to(weights.device)
         with torch.autocast(weights.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = model(tensor)
-        chances = logits.float().softmax(1).cpu().numpy()
+        logits = logits.float()
+        chances = logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
+        chances = chances.cpu().numpy()
         if result is None:
-            result = np.empty((chances.shape[1], *padded.shape), np.float32)
+            result = np.empty((chances.shape[1], *padded.shape[:2]), np.float32)
         for (y, x), one in zip(batch, chances, strict=True):
             inner = one[:, y[2] - y[0] : y[3] - y[0], x[2] - x[0] : x[3] - x[0]]
             result[:, y[2] : y[3], x[2] : x[3]] = inner
@@ -101,9 +104,9 @@ def fold_normalisation(model: nn.Module) -> nn.Module:
 
 
 def _pad(image: np.ndarray, stride: int) -> np.ndarray:
-    extra = [(0, -length % stride) for length in image.shape]
-    mode = "reflect" if all(e < n for (_, e), n in zip(extra, image.shape, strict=True)) else "edge"
-    return np.pad(image, extra, mode=mode)
+    extra = [-length % stride for length in image.shape[:2]]
+    mode = "reflect" if all(e < n for e, n in zip(extra, image.shape, strict=False)) else "edge"
+    return np.pad(image, [*((0, e) for e in extra), (0, 0)], mode=mode)
 
 
 def _spans(length: int, tile: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:

@@ -44,3 +44,45 @@ class LogDiceLoss(nn.Module):
             per_pixel = -(logits.log_softmax(1) * target).sum(1)
             loss = loss + self.cross_entropy * per_pixel.sum() / known.sum().clamp(min=1)
         return loss
+
+
+class IoULoss(nn.Module):
+    """1 − I/U of a probability map and a mask (Wang & Song, figure 7), or cross-entropy.
+
+    I = Σ X·Y and U = Σ (X + Y − X·Y), X the probabilities and Y the mask, the sums running over
+    all pixels of the batch that are not ignored; 1 is added to both, so that an empty batch has a
+    loss. The paper prints this loss, and writes beside it
+    that cross-entropy is the common proxy, but not which of its networks had which.
+
+    Args:
+        iou: Weight of 1 − I/U.
+        cross_entropy: Weight of the pixel-wise binary cross-entropy.
+    """
+
+    def __init__(self, iou: float = 1.0, cross_entropy: float = 0.0) -> None:
+        super().__init__()
+        if min(iou, cross_entropy) < 0 or iou + cross_entropy <= 0:
+            raise ValueError(
+                "iou and cross_entropy are weights of which at least one is above 0; "
+                f"got {iou} and {cross_entropy}."
+            )
+        self.iou, self.cross_entropy = iou, cross_entropy
+
+    def forward(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """The loss of (B, 1, H, W) float logits against (B, H, W) classes, any but 0 foreground."""
+        if logits.shape[1] != 1:
+            raise ValueError(f"IoULoss wants one logit per pixel, not {logits.shape[1]}.")
+        logits = logits.float().squeeze(1)
+        known = classes != IGNORE
+        mask = ((classes != 0) & known).float()
+        loss = logits.new_zeros(())
+        if self.iou:
+            predicted = logits.sigmoid() * known
+            overlap = (predicted * mask).sum()
+            union = (predicted + mask).sum() - overlap
+            loss = loss + self.iou * (1 - (overlap + 1) / (union + 1))
+        if self.cross_entropy:
+            per_pixel = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+            mean = (per_pixel * known).sum() / known.sum().clamp(min=1)
+            loss = loss + self.cross_entropy * mean
+        return loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -60,8 +61,8 @@ def device_name(device: str = "cpu") -> str:
 def peak_memory_gb(device: str = "cpu") -> float | None:
     """Highest memory use so far in 10⁹ bytes; None where the system does not tell.
 
-    On a CPU this is the whole process since it started, earlier variants included; on a GPU, what
-    torch had allocated there.
+    On a CPU this is the whole process; on a GPU, what torch had allocated there. So far means since
+    the process started, or since `reset_peak_memory`.
     """
     if device.startswith("cuda"):
         import torch
@@ -79,6 +80,17 @@ def peak_memory_gb(device: str = "cpu") -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kibibytes
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+
+
+def reset_peak_memory(device: str = "cpu") -> None:
+    """Let `peak_memory_gb` start anew; on a CPU only Linux can."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):  # not Linux, or not allowed in this container
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def git_commit() -> str | None:

@@ -25,6 +25,7 @@ import nbformat
 import numpy as np
 import yaml
 
+from nuctut.files import replacing
 from nuctut.paths import project_root, runs_root
 from nuctut.records import PRESETS
 
@@ -226,8 +227,8 @@ def execute(
         raise RuntimeError(f"{notebook.stem} failed{_reason(error)}{kept}") from error
     finally:
         partial.unlink(missing_ok=True)
-    nbformat.write(executed, partial)
-    os.replace(partial, output)
+    with replacing(output) as path:
+        nbformat.write(executed, path)
     failed.unlink(missing_ok=True)
     return executed
 

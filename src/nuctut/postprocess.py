@@ -39,10 +39,20 @@ def nuclei(probabilities: np.ndarray, min_area: int = 0) -> np.ndarray:
 def from_classes(classes: np.ndarray, min_area: int = 0) -> np.ndarray:
     """`nuclei`, from an (H, W) map of the most probable classes."""
     labels, _ = ndi.label((classes != BACKGROUND) & ~separation_lines(classes), SQUARE)
-    keep = np.bincount(labels.ravel()) >= min_area
-    keep[0] = False
-    renumbered = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
-    return renumbered[labels]
+    return _large_enough(labels, min_area)
+
+
+def components(mask: np.ndarray, min_area: int = 0) -> np.ndarray:
+    """What hangs together along its sides (4-connected) is one nucleus.
+
+    Args:
+        mask: (H, W) bool.
+        min_area: Nuclei with fewer pixels are dropped.
+
+    Returns:
+        (H, W) int32 labels, 1…N without gaps.
+    """
+    return _large_enough(ndi.label(mask)[0], min_area)
 
 
 def give_back(labels: np.ndarray, mask: np.ndarray, reach: float = 3) -> np.ndarray:
@@ -84,6 +94,14 @@ def separation_lines(classes: np.ndarray) -> np.ndarray:
     # of the time: a band around them gives the same lines inside the nuclei.
     near = ndi.maximum_filter(inside, size=2 * BAND + 1)
     return _dilated(skeletonize(~inside & near))
+
+
+def _large_enough(labels: np.ndarray, min_area: int) -> np.ndarray:
+    """Labels of at least so many pixels, renumbered; (H, W) int32."""
+    keep = np.bincount(labels.ravel()) >= min_area
+    keep[0] = False
+    renumbered = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
+    return renumbered[labels]
 
 
 def _dilated(mask: np.ndarray) -> np.ndarray:

@@ -80,22 +80,29 @@ def dihedral(array: np.ndarray, which: int) -> np.ndarray:
 
 
 def standardise(image: np.ndarray, scale: str = "linear") -> np.ndarray:
-    """Mean 0 and standard deviation 1 over the tile given (section 2.1).
+    """Mean 0 and standard deviation 1 over the image or tile given, each channel by itself.
+
+    A coloured ground or another white balance so disappears, and so does an exposure.
 
     Args:
-        image: (H, W) intensities in camera counts, any real dtype.
-        scale: "linear" as in the paper, or "log" (of 1 + counts above the tile's darkest pixel),
-            which lifts dim nuclei and small debris.
+        image: (H, W) or (H, W, C) intensities in camera counts, any real dtype.
+        scale: "linear" as in Matuszewski & Ranefall (section 2.1), "log" (of 1 + counts above the
+            darkest pixel), which lifts dim nuclei and small debris, or "range", which does not
+            standardise at all: 0…1 over the range of an integer dtype, the same for every image.
 
     Returns:
-        (H, W) float32; a constant image becomes zeros.
+        float32 of the image's shape; a constant channel becomes zeros (but for "range").
     """
+    if scale == "range":
+        if not np.issubdtype(image.dtype, np.integer):
+            raise ValueError(f'scale="range" needs an integer image, not {image.dtype}.')
+        return image.astype(np.float32) / np.iinfo(image.dtype).max
     pixels = image.astype(np.float32)
-    pixels -= pixels.min()  # so that the mean of a constant image is exact
+    pixels -= pixels.min((0, 1))  # so that the mean of a constant image is exact
     if scale == "log":
         pixels = np.log1p(pixels)
     elif scale != "linear":
-        raise ValueError(f'scale must be "linear" or "log", not {scale!r}.')
-    pixels -= pixels.mean()
-    deviation = pixels.std()
-    return pixels / deviation if deviation > 0 else pixels
+        raise ValueError(f'scale must be "linear", "log" or "range", not {scale!r}.')
+    pixels -= pixels.mean((0, 1))
+    deviation = pixels.std((0, 1))
+    return pixels / np.where(deviation > 0, deviation, np.float32(1))

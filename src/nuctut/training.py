@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .machine import device_name, peak_memory_gb
+from .files import replacing
+from .machine import device_name, peak_memory_gb, reset_peak_memory
 from .targets import corner_tiles, dihedral, standardise
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -83,6 +83,24 @@ class FitSettings:
 
 
 @dataclass(frozen=True)
+class Jitter:
+    """How random crops vary, beyond their place and orientation.
+
+    Attributes:
+        gain: Half-width of a random factor on the normalised intensities, 0 for none.
+        colour: Half-width of a random factor on each channel, and of what is added to it.
+        zoom: Largest random factor on the scale, and its inverse the smallest; 1 for none.
+    """
+
+    gain: float = 0.0
+    colour: float = 0.0
+    zoom: float = 1.0
+
+
+NO_JITTER = Jitter()
+
+
+@dataclass(frozen=True)
 class FitResult:
     """What a fit leaves behind.
 
@@ -91,8 +109,10 @@ class FitResult:
         history: One row per epoch: step, train_loss, val_loss, learning_rate, seconds.
         updates, images_seen: How many updates were made, and items they saw.
         seconds: Wall-clock time spent fitting, over all resumptions.
+        weights: How many numbers were learned.
         device, precision: What it ran on, in words.
-        peak_memory_gb: Of the process on a CPU, of the device's allocator on a GPU; GB = 10⁹ bytes.
+        peak_memory_gb: Highest use while fitting, of the process on a CPU, of the device's
+            allocator on a GPU; GB = 10⁹ bytes.
     """
 
     best: Path
@@ -100,6 +120,7 @@ class FitResult:
     updates: int
     images_seen: int
     seconds: float
+    weights: int
     device: str
     precision: str
     peak_memory_gb: float
@@ -109,8 +130,8 @@ class CornerTiles(Dataset):
     """The paper's tiles: each image's four corners in all eight orientations (section 2.1).
 
     Args:
-        images: (H, W) intensities, any real dtype.
-        classes: (H, W) uint8 class maps of the same shapes.
+        images: (H, W) or (H, W, C) intensities, any real dtype.
+        classes: (H, W) uint8 class maps of the same sizes.
         keys: Names, for error messages.
         size: Side of the tiles in pixels.
         augment: All eight orientations, or only the first.
@@ -129,7 +150,9 @@ class CornerTiles(Dataset):
         self.images, self.classes, self.keys = images, classes, keys
         self.scale = scale
         self.orientations = 8 if augment else 1
-        self.tiles = [(i, t) for i, im in enumerate(images) for t in corner_tiles(im.shape, size)]
+        self.tiles = [
+            (i, t) for i, one in enumerate(classes) for t in corner_tiles(one.shape, size)
+        ]
 
     def __len__(self) -> int:
         return len(self.tiles) * self.orientations
@@ -147,8 +170,8 @@ class RandomCrops(Dataset):
     Args:
         images, classes, keys, scale: As for `CornerTiles`.
         size: Side of the crops in pixels; smaller images are padded by reflection.
-        seed: Position, orientation and gain are a function of it and of the number of the draw.
-        gain: Half-width of a random factor on the normalised intensities, 0 for none.
+        seed: Position, orientation and jitter are a function of it and of the number of the draw.
+        jitter: How crops vary beyond their place and orientation.
     """
 
     def __init__(
@@ -159,11 +182,11 @@ class RandomCrops(Dataset):
         size: int = 256,
         scale: str = "linear",
         seed: int = 0,
-        gain: float = 0.0,
+        jitter: Jitter = NO_JITTER,
     ) -> None:
         self.images = [_at_least(standardise(image, scale), size) for image in images]
         self.classes = [_at_least(one, size) for one in classes]
-        self.keys, self.size, self.seed, self.gain = keys, size, seed, gain
+        self.keys, self.size, self.seed, self.jitter = keys, size, seed, jitter
 
     def __len__(self) -> int:
         return len(self.images)
@@ -171,17 +194,59 @@ class RandomCrops(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         which, draw = item
         rng = np.random.default_rng([self.seed, draw])
-        image, classes = self.images[which], self.classes[which]
-        y, x = (int(rng.integers(length - self.size + 1)) for length in image.shape)
-        window = (slice(y, y + self.size), slice(x, x + self.size))
-        orientation = int(rng.integers(8))
-        factor = np.float32(1 + self.gain * rng.uniform(-1, 1))
-        return _item(image[window] * factor, classes[window], orientation, self.keys[which])
+        pair = self.images[which], self.classes[which]
+        image, classes, orientation = random_crop(rng, *pair, self.size, self.jitter)
+        return _item(image, classes, orientation, self.keys[which])
+
+
+def random_crop(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    classes: np.ndarray,
+    size: int,
+    jitter: Jitter,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """A square piece of an image and of its classes, and an orientation to put them in.
+
+    Args:
+        rng: Decides.
+        image: (H, W) or (H, W, C) float32, normalised.
+        classes: (H, W) integers, classes or labels.
+        size: Side in pixels; an image that is smaller is taken whole along that side.
+        jitter: See there. A zoom takes in no more than the image holds.
+
+    Returns:
+        The image's piece, the classes' piece, and a number for `targets.dihedral`.
+    """
+    side = size
+    if jitter.zoom > 1:
+        side = round(size * jitter.zoom ** rng.uniform(-1, 1))
+        side = max(min(side, *classes.shape), min(size, *classes.shape) // 2)
+    window = []
+    for length in classes.shape:
+        start = int(rng.integers(max(0, length - side) + 1))
+        window.append(slice(start, start + side))
+    orientation = int(rng.integers(8))
+    image, classes = image[tuple(window)], classes[tuple(window)]
+    if side != size and min(classes.shape) == side:
+        image, classes = _resized(image, size, "bilinear"), _resized(classes, size, "nearest")
+    image = image * np.float32(1 + jitter.gain * rng.uniform(-1, 1))
+    if jitter.colour and image.ndim == 3:
+        factors, offsets = jitter.colour * rng.uniform(-1, 1, (2, image.shape[2]))
+        image = image * np.float32(1 + factors) + np.float32(offsets)
+    return image, classes, orientation
+
+
+def _resized(array: np.ndarray, size: int, mode: str) -> np.ndarray:
+    """An (H, W) or (H, W, C) array as (size, size) or (size, size, C), in its own dtype."""
+    layers = torch.from_numpy(np.atleast_3d(array).astype(np.float32)).movedim(-1, 0)[None]
+    resized = nn.functional.interpolate(layers, size=(size, size), mode=mode)[0]
+    return resized.movedim(0, -1).reshape(size, size, *array.shape[2:]).numpy().astype(array.dtype)
 
 
 def fit(
     model: nn.Module,
-    loss: nn.Module,
+    loss: nn.Module | None,
     train: Dataset,
     validation: Dataset,
     folder: Path | str,
@@ -192,9 +257,11 @@ def fit(
     """Fit a network, or go on where an earlier call was cut off, or return what one finished.
 
     Args:
-        model: Network with (B, 1, H, W) → (B, C, H, W) logits; left with its best weights.
-        loss: Called with logits and (B, H, W) uint8 classes.
-        train, validation: `CornerTiles` or `RandomCrops`.
+        model: Network with (B, channels, H, W) → (B, C, H, W) logits; left with its best weights.
+        loss: Called with logits and (B, H, W) uint8 classes. None where the network has a loss of
+            its own: then `model.loss(batch)` is called, also for validation.
+        train, validation: `CornerTiles` or `RandomCrops`, or what such a network needs; a
+            data set's method `collate`, if it has one, makes the batches.
         folder: Where best.ckpt, last.ckpt, history.csv and done.json are kept.
         settings: See `FitSettings`.
         progress: Show a progress bar.
@@ -243,11 +310,13 @@ def _run(
 ) -> None:
     last = folder / "last.ckpt"
     sampler = _Order(train, settings)
-    loader = DataLoader(train, settings.batch_size, sampler=sampler)
+    collate = getattr(train, "collate", None)
+    loader = DataLoader(train, settings.batch_size, sampler=sampler, collate_fn=collate)
     checks = DataLoader(
         validation,
         min(4, settings.batch_size),
         sampler=[(i, i) for i in range(len(validation))],
+        collate_fn=collate,
     )
     module.total_updates = settings.epochs * len(loader)
     with warnings.catch_warnings():
@@ -280,7 +349,7 @@ def _run(
 class _Fitting(L.LightningModule):
     """One network and its loss, as Lightning wants them."""
 
-    def __init__(self, model: nn.Module, loss: nn.Module, settings: FitSettings) -> None:
+    def __init__(self, model: nn.Module, loss: nn.Module | None, settings: FitSettings) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)
         self.loss = loss
@@ -331,7 +400,8 @@ class _Fitting(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self._loss(batch)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
+        how = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": True}
+        self.log("train_loss", loss, batch_size=len(batch["key"]), **how)
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -339,8 +409,11 @@ class _Fitting(L.LightningModule):
         self.log("val_loss", self._loss(batch), prog_bar=True, batch_size=size, sync_dist=True)
 
     def _loss(self, batch: dict[str, Any]) -> Tensor:
-        image = batch["image"].contiguous(memory_format=torch.channels_last)
-        loss = self.loss(self.model(image), batch["classes"])
+        if self.loss is None:
+            loss = self.model.loss(batch)
+        else:
+            image = batch["image"].contiguous(memory_format=torch.channels_last)
+            loss = self.loss(self.model(image), batch["classes"])
         if not torch.isfinite(loss):
             raise NonFiniteLoss(
                 f"the loss became {loss.item()} at update {self.global_step} on the images "
@@ -367,6 +440,7 @@ class _Keeper(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = time.perf_counter()
+        reset_peak_memory(str(trainer.strategy.root_device))
         if self._exhausted():
             trainer.should_stop = True
 
@@ -386,15 +460,22 @@ class _Keeper(L.Callback):
         # The best goes first: killed in between, the next run repeats this epoch and writes the
         # same best again.
         if trainer.is_global_zero:
-            with _replacing(self.folder / "history.csv") as path:
+            with replacing(self.folder / "history.csv") as path:
                 pd.DataFrame(self.history).to_csv(path, index=False)
         if trainer.is_global_zero and better:
-            with _replacing(self.folder / "best.ckpt") as path:
+            with replacing(self.folder / "best.ckpt") as path:
                 torch.save(module.model.state_dict(), path)
-        with _replacing(self.folder / "last.ckpt", mine=trainer.is_global_zero) as path:
-            trainer.save_checkpoint(path)
+        self._save_last(trainer)
         if self._exhausted():
             trainer.should_stop = True
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        """Every process must take part in saving; the first one puts the file in its place."""
+        if trainer.is_global_zero:
+            with replacing(self.folder / "last.ckpt") as path:
+                trainer.save_checkpoint(path)
+        else:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def _exhausted(self) -> bool:
         if self.settings.patience is None or not self.history:
@@ -409,12 +490,13 @@ class _Keeper(L.Callback):
             "updates": int(self.history[-1]["step"]),
             "images_seen": len(self.history) * self.images_per_epoch,
             "seconds": self.seconds,
+            "weights": sum(w.numel() for w in module.model.parameters() if w.requires_grad),
             "device": device_name(str(device)),
             "precision": self.settings.precision,
             "peak_memory_gb": peak_memory_gb(str(device)),
         }
         if trainer.is_global_zero:
-            with _replacing(self.folder / "done.json") as path:
+            with replacing(self.folder / "done.json") as path:
                 path.write_text(json.dumps(summary, indent=1))
         trainer.strategy.barrier()  # no process looks for the summary before it is there
 
@@ -446,27 +528,12 @@ class _Order(Sampler[tuple[int, int]]):
             yield int(order[position]), self.epoch * total + position
 
 
-class _replacing:
-    """A temporary path beside `path` that takes its place when the block ends well."""
-
-    def __init__(self, path: Path, mine: bool = True) -> None:
-        self.path, self.mine = path, mine
-        self.temporary = path.with_name(f".{path.name}.partial")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None and self.mine:
-            os.replace(self.temporary, self.path)
-
-
 def _claim(folder: Path, settings: FitSettings) -> None:
     """Refuse a folder that another fit started under other settings."""
     path = folder / "settings.json"
     mine = json.dumps(asdict(settings), indent=1)
     if not path.exists():
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_text(mine)
     elif path.read_text() != mine:
         raise ValueError(
@@ -476,13 +543,15 @@ def _claim(folder: Path, settings: FitSettings) -> None:
 
 
 def _item(image: np.ndarray, classes: np.ndarray, orientation: int, key: str) -> dict[str, Any]:
+    channels = image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)
     return {
-        "image": torch.from_numpy(dihedral(image, orientation)[None].copy()),
+        "image": torch.from_numpy(dihedral(channels, orientation).copy()),
         "classes": torch.from_numpy(dihedral(classes, orientation).copy()),
         "key": key,
     }
 
 
 def _at_least(array: np.ndarray, size: int) -> np.ndarray:
-    extra = [(0, max(0, size - length)) for length in array.shape]
-    return np.pad(array, extra, mode="symmetric") if any(e for _, e in extra) else array
+    extra = [(0, max(0, size - length)) for length in array.shape[:2]]
+    extra += [(0, 0)] * (array.ndim - 2)
+    return np.pad(array, extra, mode="symmetric") if np.any(extra) else array

@@ -1,17 +1,17 @@
-"""A tiny variant, from samples to a record."""
+"""Chapter 1: a tiny variant, from samples to a record."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nuctut import classical, experiment, postprocess, records, targets, training
-from nuctut.experiment import Settings
+from nuctut import classical, experiments, postprocess, records, targets, training
+from nuctut.experiments import labels_for_free
+from nuctut.experiments.labels_for_free import Settings
 from nuctut.machine import device_name
 from nuctut.samples import Sample, SampleSet
 
@@ -75,7 +75,7 @@ def runs(tmp_path, monkeypatch) -> Path:
 
 
 def train(sets, runs, variant="dl-ground-truth", classes_of=truth, settings=SETTINGS, **options):
-    return experiment.train(
+    return labels_for_free.train(
         variant,
         classes_of,
         sets["training"],
@@ -87,36 +87,6 @@ def train(sets, runs, variant="dl-ground-truth", classes_of=truth, settings=SETT
 
 def folders(runs: Path) -> set[str]:
     return {path.name for path in runs.iterdir()}
-
-
-# --- settings -----------------------------------------------------------------------------------
-
-
-def test_presets_are_columns():
-    made = experiment.presets(**{name: (value, value, value) for name, value in VALUES.items()})
-    assert made == dict.fromkeys(("smoke", "lite", "paper"), SETTINGS)
-    rows = {name: (value,) * 3 for name, value in VALUES.items()} | {"epochs": (1, 2, 3)}
-    made = experiment.presets(**rows)
-    assert [one.epochs for one in made.values()] == [1, 2, 3]
-
-
-def test_single_values_override_a_preset():
-    made = {"smoke": SETTINGS, "lite": dataclasses.replace(SETTINGS, epochs=9)}
-    assert experiment.choose(made, "lite") == made["lite"]
-    chosen = experiment.choose(made, "lite", images=1, learning_rate=None)
-    assert chosen == dataclasses.replace(made["lite"], images=1)
-    with pytest.raises(ValueError, match="one of smoke, lite, not 'papper'"):
-        experiment.choose(made, "papper")
-    with pytest.raises(TypeError, match="epocs"):
-        experiment.choose(made, "lite", epocs=3)
-
-
-def test_settings_hand_on_what_a_fit_needs():
-    made = SETTINGS.fit_settings(seed=5, device="cpu")
-    assert (made.seed, made.device, made.devices) == (5, "cpu", 1)
-    shared = {f.name for f in dataclasses.fields(training.FitSettings)} & set(VALUES)
-    assert len(shared) == 8
-    assert all(getattr(made, name) == VALUES[name] for name in shared)
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -158,20 +128,20 @@ def test_other_settings_data_seeds_and_names_are_other_fits(sets, runs, monkeypa
     assert len(set(fitted)) == 7
 
 
-def test_other_code_is_another_fit(monkeypatch, tmp_path):
-    copy = tmp_path / "nuctut"
-    shutil.copytree(Path(experiment.__file__).parent, copy)
-    monkeypatch.setattr(experiment, "__file__", str(copy / "experiment.py"))
-    before = experiment._key("a", SETTINGS)
-    for name in ("classical", "targets", "losses", "training", "models/unet"):
-        path = copy / f"{name}.py"
-        source = path.read_text()
-        path.write_text(f"# a comment\n{source}\n\n# another\n")
-        assert experiment._key("a", SETTINGS) == before
-        path.write_text(source + "\nMORE = 1\n")
-        assert experiment._key("a", SETTINGS) != before
-        path.write_text(source)
-    assert experiment._key("a", SETTINGS) == before
+def test_dropping_small_predictions_needs_no_other_fit(sets, runs, monkeypatch):
+    first = train(sets, runs)
+    monkeypatch.setattr(training, "fit", None)  # whoever fits again, fails
+    pickier = train(sets, runs, settings=dataclasses.replace(SETTINGS, min_area=170))
+    assert pickier.fit.best == first.fit.best
+    assert (pickier.settings.min_area, pickier.parameters["min_area"]) == (170, 170)
+
+
+def test_code_that_decides_what_a_fit_computes_is_part_of_its_name(sets, runs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(labels_for_free, "fit_key", lambda *_, code: asked.append(code) or "0")
+    monkeypatch.setattr(training, "fit", lambda *_, **__: None)
+    train(sets, runs)
+    assert {"classical", "targets", "losses", "training", "models/unet"} <= set(asked[0])
 
 
 def test_every_seed_starts_from_its_own_weights_and_every_variant_from_the_same(
@@ -189,18 +159,18 @@ def test_every_seed_starts_from_its_own_weights_and_every_variant_from_the_same(
 
 def test_validation_sees_the_same_at_every_seed_and_epoch(sets):
     for seed in (0, 1):
-        items = experiment._items(sets["validation"], truth, SETTINGS, seed, progress=False)
+        items = labels_for_free._items(sets["validation"], truth, SETTINGS, seed, progress=False)
         assert items[0, 0]["image"].shape == (1, 64, 64)
-        assert (items.seed, items.gain) == (0, 0.0)
-        learned = experiment._items(sets["training"], truth, SETTINGS, seed, progress=False)
+        assert (items.seed, items.jitter) == (0, training.Jitter())
+        learned = labels_for_free._items(sets["training"], truth, SETTINGS, seed, progress=False)
         assert learned[0, 0]["image"].shape == (1, 32, 32)
-        assert (learned.seed, learned.gain) == (seed, 0.1)
+        assert (learned.seed, learned.jitter) == (seed, training.Jitter(gain=0.1))
 
 
 def test_without_crops_the_papers_tiles_are_used(sets):
     settings = dataclasses.replace(SETTINGS, crop=None)
     for split in ("training", "validation"):
-        items = experiment._items(sets[split], truth, settings, 0, progress=False)
+        items = labels_for_free._items(sets[split], truth, settings, 0, progress=False)
         assert isinstance(items, training.CornerTiles) and len(items) == 2 * 8
 
 
@@ -246,13 +216,13 @@ class Oracle(torch.nn.Module):
 
 
 @pytest.fixture
-def oracle(sets, runs) -> experiment.Trained:
+def oracle(sets, runs) -> labels_for_free.Trained:
     trained = train(sets, runs)
     return dataclasses.replace(trained, model=Oracle(sets["test"], SETTINGS.scale))
 
 
 def test_a_perfect_network_scores_perfectly(oracle, sets):
-    measured = experiment.measure_network(oracle, sets["test"], progress=False)
+    measured = labels_for_free.measure_network(oracle, sets["test"], progress=False)
     assert measured.variant == "dl-ground-truth" and measured.test_set is sets["test"]
     assert [row["key"] for row in measured.rows] == list(sets["test"].keys)
     assert [row["n_true"] for row in measured.rows] == [6, 0]
@@ -269,7 +239,7 @@ def test_a_perfect_network_scores_perfectly(oracle, sets):
 def test_small_predictions_are_dropped_where_the_settings_say_so(oracle, sets):
     settings = dataclasses.replace(SETTINGS, min_area=170)  # the disc of radius 7 has 149 pixels
     pickier = dataclasses.replace(oracle, settings=settings)
-    rows = experiment.measure_network(pickier, sets["test"], progress=False).rows
+    rows = labels_for_free.measure_network(pickier, sets["test"], progress=False).rows
     cut = postprocess.from_classes(truth(sets["test"][0]))
     kept = int((np.bincount(cut.ravel())[1:] >= 170).sum())
     assert 0 < kept < 6
@@ -288,8 +258,8 @@ def test_objects_are_counted_with_the_lines_cut_out_and_overlaps_without(oracle,
     monkeypatch.setattr(classical, "segment", lambda *_, **__: labels)
     one = sets["test"].take(1)
     for measured in (
-        experiment.measure_network(oracle, one, progress=False),
-        experiment.measure_classical("shape/shape", one, progress=False),
+        labels_for_free.measure_network(oracle, one, progress=False),
+        labels_for_free.measure_classical("shape/shape", one, progress=False),
     ):
         assert measured.rows[0]["object"]["n_pred"] == 3
         assert measured.rows[0]["match"]["0.95"]["tp"] == 6
@@ -297,7 +267,7 @@ def test_objects_are_counted_with_the_lines_cut_out_and_overlaps_without(oracle,
 
 @pytest.mark.parametrize("configuration", classical.CONFIGURATIONS)
 def test_a_classical_configuration_is_measured(sets, configuration):
-    measured = experiment.measure_classical(configuration, sets["test"], progress=False)
+    measured = labels_for_free.measure_classical(configuration, sets["test"], progress=False)
     assert measured.variant == f"classical-{configuration.replace('/', '-')}"
     sample = sets["test"][0]
     labels = classical.segment(sample.image, configuration, drop_border=False)
@@ -310,9 +280,9 @@ def test_a_classical_configuration_is_measured(sets, configuration):
 
 def test_a_network_is_recorded(sets, runs):
     trained = train(sets, runs)
-    measured = experiment.measure_network(trained, sets["test"], progress=False)
+    measured = labels_for_free.measure_network(trained, sets["test"], progress=False)
     options = {"preset": "smoke", "seed": 0, "trained": trained, "train_set": sets["training"]}
-    made = experiment.record("01_labels_for_free", measured, **options, labels="shape/intensity")
+    made = experiments.record("01_labels_for_free", measured, **options, labels="shape/intensity")
     path = runs / "results" / "01_labels_for_free" / "dl-ground-truth--smoke--s0.json"
     read = records.read(path)
     assert read.scores == pytest.approx(made.scores, nan_ok=True)
@@ -329,8 +299,8 @@ def test_a_network_is_recorded(sets, runs):
 
 
 def test_a_classical_configuration_is_recorded_without_training(sets, runs):
-    measured = experiment.measure_classical("shape/intensity", sets["test"], progress=False)
-    experiment.record("01_labels_for_free", measured, preset="smoke", seed=3)
+    measured = labels_for_free.measure_classical("shape/intensity", sets["test"], progress=False)
+    experiments.record("01_labels_for_free", measured, preset="smoke", seed=3)
     folder = runs / "results" / "01_labels_for_free"
     read = records.read(folder / "classical-shape-intensity--smoke--s3.json")
     assert read.data["training"] is None and read.budget["updates"] == 0
@@ -347,8 +317,8 @@ def test_real_data_are_evidence_and_recorded_apart(sets, runs, tmp_path):
         source="real",
         fingerprint="ab",
     )
-    measured = experiment.measure_classical("shape/shape", real, progress=False)
-    experiment.record("01_labels_for_free", measured, preset="lite", seed=0)
+    measured = labels_for_free.measure_classical("shape/shape", real, progress=False)
+    experiments.record("01_labels_for_free", measured, preset="lite", seed=0)
     folder = tmp_path / "results" / "01_labels_for_free"
     assert records.read(folder / "classical-shape-shape--lite--s0.json").is_evidence
     assert not runs.exists()
@@ -364,6 +334,6 @@ def test_a_test_set_without_nuclei(sets, runs):
         source="simulated",
         fingerprint="cd",
     )
-    measured = experiment.measure_network(train(sets, runs), empty, progress=False)
+    measured = labels_for_free.measure_network(train(sets, runs), empty, progress=False)
     assert measured.rows[0]["n_true"] == 0
-    experiment.record("01_labels_for_free", measured, preset="smoke", seed=0)
+    experiments.record("01_labels_for_free", measured, preset="smoke", seed=0)
