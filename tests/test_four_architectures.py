@@ -51,7 +51,7 @@ OPTIONS = {
 }
 NAMES = {
     "simple-cnn": "simple CNN, 4 feature maps",
-    "resnet": "fully convolutional ResNet-18, from scratch",
+    "resnet": "FCN, ResNet-18, from scratch",
     "u-net": "U-Net, 4 to 4 feature maps",
     "mask-rcnn": "Mask R-CNN, ResNet-18, from scratch",
 }
@@ -148,8 +148,8 @@ def test_networks_are_chosen_by_name():
         (lambda: SimpleCNN(channels=7), "simple CNN, 7 feature maps"),
         (lambda: UNet(), "U-Net, 64 to 1024 feature maps"),
         (lambda: ReducedUNet(), "U-Net, 32 to 512 feature maps"),
-        (lambda: FCNResNet(18, False), "fully convolutional ResNet-18, from scratch"),
-        (lambda: FCNResNet(101, False), "fully convolutional ResNet-101, from scratch"),
+        (lambda: FCNResNet(18, False), "FCN, ResNet-18, from scratch"),
+        (lambda: FCNResNet(101, False), "FCN, ResNet-101, from scratch"),
         (lambda: MaskRCNN(50, False), "Mask R-CNN, ResNet-50, from scratch"),
     ],
 )

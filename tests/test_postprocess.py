@@ -193,3 +193,24 @@ def test_nuclei_at_the_edge_are_dropped_and_the_others_renumbered():
     expected = np.zeros((8, 10), np.int32)
     expected[5, 5:7], expected[2:4, 2:4] = 1, 2
     np.testing.assert_array_equal(inner, expected)
+
+
+def test_divide_parts_two_discs_and_leaves_the_mask_alone():
+    y, x = np.mgrid[:40, :60]
+    mask = np.hypot(y - 20, x - 18) < 12
+    mask |= np.hypot(y - 20, x - 38) < 12
+    together = postprocess.components(mask)
+    assert together.max() == 1
+    apart = postprocess.divide(together)
+    assert apart.dtype == np.int32 and apart.max() == 2
+    np.testing.assert_array_equal(apart > 0, mask)
+    assert apart[20, 10] != apart[20, 46]
+    left = np.count_nonzero(apart == apart[20, 10])
+    assert abs(left - mask.sum() / 2) <= 24  # half and half, but for the column where they meet
+
+
+def test_divide_leaves_a_disc_whole_and_an_empty_image_empty():
+    y, x = np.mgrid[:40, :40]
+    disc = (np.hypot(y - 20, x - 20) < 10).astype(np.int32)
+    np.testing.assert_array_equal(postprocess.divide(disc), disc)
+    assert not postprocess.divide(0 * disc).any()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage as ndi
+from skimage.feature import peak_local_max
 from skimage.morphology import skeletonize
-from skimage.segmentation import expand_labels, relabel_sequential
+from skimage.segmentation import expand_labels, relabel_sequential, watershed
 
 from .targets import BACKGROUND, SEPARATION
 
@@ -53,6 +54,26 @@ def components(mask: np.ndarray, min_area: int = 0) -> np.ndarray:
         (H, W) int32 labels, 1…N without gaps.
     """
     return _large_enough(ndi.label(mask)[0], min_area)
+
+
+def divide(labels: np.ndarray, radius: int = 4) -> np.ndarray:
+    """Labels cut where they are narrow: a watershed from the maxima of the distance to the edge.
+
+    No pixel changes between nucleus and background, so measures of masks stay what they were.
+
+    Args:
+        labels: (H, W) int32 labels.
+        radius: Nearest that two maxima of one nucleus may be, in pixels.
+
+    Returns:
+        (H, W) int32 labels, 1…N without gaps.
+    """
+    mask = labels > 0
+    depth = ndi.distance_transform_edt(mask)
+    peaks = peak_local_max(depth, min_distance=radius, labels=labels)
+    seeds = np.zeros(labels.shape, np.int32)
+    seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    return watershed(-depth, seeds, mask=mask).astype(np.int32)
 
 
 def give_back(labels: np.ndarray, mask: np.ndarray, reach: float = 3) -> np.ndarray:

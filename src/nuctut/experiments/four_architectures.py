@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ def describe(model: nn.Module) -> str:
         case UNet():
             return f"U-Net, {model.channels[0]} to {model.channels[-1]} feature maps"
         case FCNResNet():
-            family = f"fully convolutional ResNet-{model.depth}"
+            family = f"FCN, ResNet-{model.depth}"
         case MaskRCNN():
             family = f"Mask R-CNN, ResNet-{model.depth}"
     return f"{family}, {'COCO weights' if model.pretrained else 'from scratch'}"
@@ -209,7 +209,12 @@ def _mask(sample: Sample) -> np.ndarray:
 
 
 def measure_network(
-    trained: Trained, samples: SampleSet, *, variant: str = "", progress: bool = True
+    trained: Trained,
+    samples: SampleSet,
+    *,
+    variant: str = "",
+    after: Callable[[np.ndarray], np.ndarray] | None = None,
+    progress: bool = True,
 ) -> Measured:
     """A network on a set of samples: every score sees its labels.
 
@@ -217,12 +222,14 @@ def measure_network(
         trained: The network.
         samples: What to measure on.
         variant: Names the measurement; by default as the network.
+        after: What is done to the network's labels, such as `postprocess.divide`.
         progress: Show a progress bar.
     """
 
     def segment(sample: Sample) -> Segmented:
         start = time.perf_counter()
         labels = trained.labels(sample.image)
+        labels = labels if after is None else after(labels)
         return Segmented(labels, {"seconds_per_image": time.perf_counter() - start}, {})
 
     return measure(variant or trained.variant, segment, samples, progress=progress)
