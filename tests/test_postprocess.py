@@ -214,3 +214,14 @@ def test_divide_leaves_a_disc_whole_and_an_empty_image_empty():
     disc = (np.hypot(y - 20, x - 20) < 10).astype(np.int32)
     np.testing.assert_array_equal(postprocess.divide(disc), disc)
     assert not postprocess.divide(0 * disc).any()
+
+
+@pytest.mark.parametrize("density", [0.02, 0.2, 0.5, 0.9])
+def test_divide_moves_no_pixel_between_nucleus_and_background(density):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        labels = postprocess.components(rng.random((30, 40)) < density)
+        divided = postprocess.divide(labels)
+        np.testing.assert_array_equal(divided > 0, labels > 0)
+        pairs = np.unique(np.stack([divided[divided > 0], labels[divided > 0]]), axis=1)
+        assert pairs.shape[1] == divided.max()  # no piece holds two labels

@@ -70,7 +70,8 @@ def divide(labels: np.ndarray, radius: int = 4) -> np.ndarray:
     """
     mask = labels > 0
     depth = ndi.distance_transform_edt(mask)
-    peaks = peak_local_max(depth, min_distance=radius, labels=labels)
+    # each of the labels gets a maximum at least, at the image's edge too
+    peaks = peak_local_max(depth, min_distance=radius, labels=labels, exclude_border=False)
     seeds = np.zeros(labels.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     return watershed(-depth, seeds, mask=mask).astype(np.int32)
