@@ -57,7 +57,7 @@ lock:
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet uv
 	printf 'torch==2.12.1\ntorchvision==0.27.1\n' | $(VENV)-lock/bin/uv pip compile pyproject.toml \
-		--extra book --extra dev --constraints - --universal --python-version 3.11 --upgrade \
+		--extra book --extra export --extra dev --constraints - --universal --python-version 3.11 --upgrade \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock
 	rm -r $(VENV)-lock
 

@@ -297,7 +297,7 @@ def after(made: Trained, **changes) -> Trained:
 
 def test_a_probability_is_of_the_image_as_it_was_learned(oracle, sets):
     sample = sets["test"][0]
-    chances = oracle.probability(sample.image)
+    chances = oracle.probabilities(sample.image)[0]
     assert chances.shape == (64, 80) and chances.dtype == np.float32
     np.testing.assert_allclose(chances, np.where(sample.labels > 0, 0.8, 0.2), atol=1e-6)
 

@@ -1,11 +1,14 @@
-"""Files that are there whole, or not at all."""
+"""Files that are there whole, or not at all; folders that one process at a time works in."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -28,3 +31,29 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Whether this process is the only one at work in `folder`, which must exist.
+
+    The lock ends with the block, or with the process, however that dies: nothing has to be tidied
+    up. Where a file system knows no locks (some mounted drives), everybody gets it.
+
+    Args:
+        folder: Its file `.lock` is what is locked.
+        wait: Wait until the folder is free; otherwise the block gets False where it is not.
+    """
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0, fallback_to_soft=False)
+    held = True
+    try:
+        lock.acquire()
+    except Timeout:
+        held = False
+    except (NotImplementedError, OSError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOSYS, errno.ENOTSUP):
+            raise
+    try:
+        yield held
+    finally:
+        lock.release()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
 import numpy as np
 from scipy import ndimage as ndi
 from skimage.feature import peak_local_max
@@ -11,7 +14,62 @@ from skimage.segmentation import expand_labels, relabel_sequential, watershed
 from .targets import BACKGROUND, SEPARATION
 
 SQUARE = np.ones((3, 3), bool)
+CROSS = ndi.generate_binary_structure(2, 1)
 BAND = 16  # pixels; with 8, lines differ in one image of ten by a few pixels
+LINES_REACH = 128  # pixels; thinning a band of 16 is felt no further, see the tests
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """How a probability map becomes labels, in steps that look at a pixel's surroundings only.
+
+    So they can be taken window by window, of an image too large to be looked at as a whole.
+
+    Attributes:
+        classes: (C, H, W) float32 probabilities → (H, W) uint8 classes, pixel by pixel; 0 is
+            background.
+        cores: (H, W) classes → (H, W) bool mask of the nuclei, parted from each other. What hangs
+            together in it is one nucleus.
+        reach: How far around a pixel `cores` looks, in pixels.
+        structure: (3, 3) bool, the neighbours that hang together.
+        min_area: Cores with fewer pixels are dropped.
+        growth: How far labels then grow into classes other than background, in pixels.
+    """
+
+    classes: Callable[[np.ndarray], np.ndarray]
+    cores: Callable[[np.ndarray], np.ndarray]
+    reach: int = 0
+    structure: np.ndarray = field(default_factory=lambda: CROSS)
+    min_area: int = 0
+    growth: int = 0
+
+    def labels(self, probabilities: np.ndarray) -> np.ndarray:
+        """(H, W) int32 labels, 1…N without gaps, of (C, H, W) float32 probabilities."""
+        classes = self.classes(probabilities)
+        labels, _ = ndi.label(self.cores(classes), self.structure)
+        labels = _large_enough(labels, self.min_area)
+        return give_back(labels, classes > 0, self.growth) if self.growth else labels
+
+
+def parted_by_lines(min_area: int = 0) -> LabelRule:
+    """The rule of `nuclei` followed by `give_back`, for probabilities of three classes."""
+    return LabelRule(
+        classes=lambda probabilities: probabilities.argmax(0).astype(np.uint8),
+        cores=lambda classes: (classes != BACKGROUND) & ~separation_lines(classes),
+        reach=LINES_REACH,
+        structure=SQUARE,
+        min_area=min_area,
+        growth=3,
+    )
+
+
+def pieces_of_a_mask(threshold: float = 0.5, min_area: int = 0) -> LabelRule:
+    """The rule of `components`, for the probability of one class, which must exceed `threshold`."""
+    return LabelRule(
+        classes=lambda probabilities: (probabilities[0] > threshold).astype(np.uint8),
+        cores=lambda classes: classes > 0,
+        min_area=min_area,
+    )
 
 
 def nuclei(probabilities: np.ndarray, min_area: int = 0) -> np.ndarray:

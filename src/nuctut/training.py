@@ -12,6 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .files import replacing
+from .files import locked, replacing
 from .machine import device_name, peak_memory_gb, reset_peak_memory
 from .targets import corner_tiles, dihedral, standardise
 
@@ -256,6 +257,8 @@ def fit(
 ) -> FitResult:
     """Fit a network, or go on where an earlier call was cut off, or return what one finished.
 
+    Of two processes that ask for the same fit, the second waits for what the first finishes.
+
     Args:
         model: Network with (B, channels, H, W) → (B, C, H, W) logits; left with its best weights.
         loss: Called with logits and (B, H, W) uint8 classes. None where the network has a loss of
@@ -276,9 +279,11 @@ def fit(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, settings)
-    if (result := finished(model, folder)) is None:
-        _run(_Fitting(model, loss, settings), train, validation, folder, settings, progress)
-        result = finished(model, folder)
+    # Of several devices each has a process, and all of them fit together.
+    with nullcontext() if settings.devices > 1 else locked(folder):
+        if (result := finished(model, folder)) is None:
+            _run(_Fitting(model, loss, settings), train, validation, folder, settings, progress)
+            result = finished(model, folder)
     return result
 
 

@@ -173,6 +173,7 @@ def _tags(key: str) -> dict[str, str]:
 
 SPEC = DatasetSpec(
     name="bbbc039",
+    pixel_size=0.656,  # 20×; from the camera's pitch, since the files do not say
     title="BBBC039v1: nuclei of U2OS cells in a chemical screen",
     homepage="https://bbbc.broadinstitute.org/BBBC039",
     licence="CC0 1.0",

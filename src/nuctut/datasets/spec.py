@@ -105,6 +105,7 @@ class DatasetSpec:
         check: (folder, counts) → a report; counts of None expects no particular number.
         simulate: (folder, *, images, shape, seed) → the folder, now holding simulated data.
         small: What `simulate` makes unless told otherwise.
+        pixel_size: Side of a pixel in µm; None where the images differ or it is not known.
         read_image: (folder, key) → the image alone. A data set that has it keeps its labels in a
             cache, because putting them together takes long.
     """
@@ -124,6 +125,7 @@ class DatasetSpec:
     check: Callable[[Path, Mapping[str, SplitCount] | None], CheckReport]
     simulate: Callable[..., Path]
     small: SmallSet
+    pixel_size: float | None = None
     read_image: Callable[[Path, str], np.ndarray] | None = None
 
     @property

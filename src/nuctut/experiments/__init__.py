@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
+from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from nuctut import records, training
+from nuctut import inference, records, training
+from nuctut.files import replacing
+from nuctut.postprocess import LabelRule
 from nuctut.samples import Sample, SampleSet
 
 Settings = TypeVar("Settings")
@@ -25,6 +31,10 @@ ClassMap = Callable[[Sample], np.ndarray]
 
 # Settings that a fit knows nothing of: it is taken up again when they change.
 AFTER_THE_FIT = ("threshold", "min_area")
+
+# The modules beside this one, each named as the notebook of its chapter, without the number.
+NAMES = ("labels_for_free", "four_architectures")
+DESCRIPTION = "network.json"
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -55,6 +65,159 @@ def fit_settings(settings: Any, seed: int, device: str) -> training.FitSettings:
     return training.FitSettings(**chosen, seed=seed, device=device)
 
 
+# --- fits ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a fit's folder says of the network in it, so that anybody can build it again.
+
+    Attributes:
+        experiment: One of `NAMES`.
+        variant, seed: Of the fit.
+        settings: All fields of the experiment's `Settings`.
+        pretrained: Whether the network started from published weights.
+        data: Name, source, fingerprint and number of the images it learned from.
+        code: Digest of the code that decided what the fit computes, see `code_digest`.
+    """
+
+    experiment: str
+    variant: str
+    seed: int
+    settings: dict[str, Any]
+    pretrained: bool
+    data: dict[str, Any]
+    code: str
+
+
+def describe_fit(folder: Path) -> Description:
+    """What a fit's folder says of its network.
+
+    Raises:
+        FileNotFoundError: When the folder holds no fit.
+        ValueError: When its description is malformed, naming the file.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no fit of a chapter: there is no {DESCRIPTION}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        made = Description(**content)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not the description of a fit ({error}).") from error
+    if made.experiment not in NAMES:
+        known = ", ".join(NAMES)
+        raise ValueError(f"{path}: experiment must be one of {known}, not {made.experiment!r}.")
+    return made
+
+
+class Trained(Protocol):
+    """A fitted network of any chapter, ready to predict.
+
+    Attributes:
+        variant: Names it.
+        model: The network, in evaluation mode.
+        fit: How it came to be.
+        settings: The chapter's settings; `scale` is that of the intensities and `precision` the
+            arithmetic that it predicts with.
+        channels: Of the images it takes, 1 or 3.
+        rule: From its probabilities to labels; None for a network that gives nuclei.
+    """
+
+    variant: str
+    model: nn.Module
+    fit: training.FitResult
+    settings: Any
+    channels: int
+
+    @property
+    def rule(self) -> LabelRule | None: ...
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Its settings, as a record keeps them."""
+
+    def labels(self, image: np.ndarray) -> np.ndarray:
+        """(H, W) int32 labels of an image of any size, (H, W) or (H, W, 3) as `channels` says."""
+
+
+def load(folder: Path | str, device: str = "auto") -> Trained:
+    """The network of a finished fit, from its folder alone.
+
+    Args:
+        folder: As `train` of a chapter's experiment leaves it.
+        device: "auto" (a GPU where there is one), "cpu" or "gpu".
+
+    Raises:
+        FileNotFoundError, ValueError: When there is no such fit, it is not finished, or its
+            checkpoint is not one of the network that it describes; the message names the file.
+    """
+    folder = Path(folder)
+    made = describe_fit(folder)
+    module = importlib.import_module(f"nuctut.experiments.{made.experiment}")
+    try:
+        settings = module.Settings(**{n: _as_tuples(v) for n, v in made.settings.items()})
+        model = module.restored(made.variant, settings, made.pretrained)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{folder / DESCRIPTION}: {made.experiment} has no such network now ({error})."
+        ) from error
+    try:
+        fit = training.finished(model, folder)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder}: its checkpoint cannot be read ({reason}).") from error
+    if fit is None:
+        raise ValueError(f"{folder} is not finished: run its chapter again, and it goes on.")
+    return module.Trained(made.variant, ready(model, device), fit, settings)
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON's lists as the tuples they were."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def ready(model: nn.Module, device: str = "auto") -> nn.Module:
+    """A fitted network for prediction alone, where `training.FitSettings.device` says."""
+    if device != "cpu" and torch.cuda.is_available():
+        model.cuda()
+    return inference.fold_normalisation(model)
+
+
+def fit_or_take_up(
+    model: nn.Module,
+    loss: nn.Module | None,
+    items: Callable[[SampleSet], Dataset],
+    sets: tuple[SampleSet, SampleSet],
+    folder: Path,
+    how: training.FitSettings,
+    description: Description,
+    *,
+    progress: bool = True,
+) -> training.FitResult:
+    """A fit that is finished, be it now or before; the best weights are in `model`.
+
+    Args:
+        model, loss, folder, how, progress: See `training.fit`.
+        items: Makes what the network is fed from a split; called only where there is work to do.
+        sets: What it learns from, and what chooses its checkpoint.
+        description: Kept in the folder.
+    """
+    if (fit := training.finished(model, folder)) is not None:
+        return fit
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / DESCRIPTION) as path:
+        path.write_text(json.dumps(asdict(description), indent=1), encoding="utf-8")
+    fed = [items(samples) for samples in sets]
+    return training.fit(model, loss, *fed, folder, how, progress=progress)
+
+
+def learned_from(samples: SampleSet) -> dict[str, Any]:
+    """The `data` of a `Description`."""
+    names = ("name", "source", "fingerprint")
+    return {name: getattr(samples, name) for name in names} | {"images": len(samples)}
+
+
 def fit_key(*parts: Any, code: Iterable[str]) -> str:
     """Sixteen hex digits that change with the settings, the data and the code of a fit.
 
@@ -69,6 +232,13 @@ def fit_key(*parts: Any, code: Iterable[str]) -> str:
             part = {f.name: getattr(part, f.name) for f in fields(part)}
             part = {name: value for name, value in part.items() if name not in AFTER_THE_FIT}
         digest.update(getattr(part, "fingerprint", repr(part)).encode() + b"\0")
+    digest.update(code_digest(code).encode())
+    return digest.hexdigest()[:16]
+
+
+def code_digest(code: Iterable[str]) -> str:
+    """Sixteen hex digits that change with what modules of the package, by name, compute."""
+    digest = hashlib.sha256()
     for name in code:
         source = (Path(training.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
         digest.update(_meaning(source).encode())
@@ -179,23 +349,13 @@ def measure(
     return Measured(variant, test_set, rows, means)
 
 
-class Fitted(Protocol):
-    """What a record wants to know of a trained network."""
-
-    fit: training.FitResult
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Its settings, as a record keeps them."""
-
-
 def record(
     chapter: str,
     measured: Measured,
     *,
     preset: str,
     seed: int,
-    trained: Fitted | None = None,
+    trained: Trained | None = None,
     train_set: SampleSet | None = None,
     labels: str = "ground truth",
     folder: Path | None = None,

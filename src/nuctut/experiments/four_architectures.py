@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,12 +16,17 @@ from torch.utils.data import Dataset
 
 from nuctut import detection, inference, postprocess, targets, training
 from nuctut.experiments import (
+    Description,
     Measured,
     Segmented,
+    code_digest,
     fit_key,
+    fit_or_take_up,
     fit_settings,
+    learned_from,
     measure,
     random_crops,
+    ready,
 )
 from nuctut.losses import IoULoss
 from nuctut.models.cnn import SimpleCNN
@@ -93,6 +98,14 @@ class Trained:
     model: nn.Module
     fit: training.FitResult
     settings: Settings
+    channels: ClassVar[int] = 3
+
+    @property
+    def rule(self) -> postprocess.LabelRule | None:
+        """Whatever hangs together in the mask is one nucleus; None for Mask R-CNN."""
+        if isinstance(self.model, MaskRCNN):
+            return None
+        return postprocess.pieces_of_a_mask(self.settings.threshold, self.settings.min_area)
 
     @property
     def name(self) -> str:
@@ -104,22 +117,22 @@ class Trained:
         """The settings and the network's name, as a record keeps them."""
         return asdict(self.settings) | {"network": self.name}
 
-    def probability(self, image: np.ndarray) -> np.ndarray:
-        """(H, W) float32 probability of a nucleus, of an (H, W, 3) image; not of Mask R-CNN."""
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """(1, H, W) float32 probability of a nucleus, of an (H, W, 3) image; not of Mask R-CNN."""
         normalise = functools.partial(targets.standardise, scale=self.settings.scale)
         precision = self.settings.precision
-        return inference.predict(self.model, image, normalise=normalise, precision=precision)[0]
+        return inference.predict(self.model, image, normalise=normalise, precision=precision)
 
     def labels(self, image: np.ndarray) -> np.ndarray:
         """(H, W) int32 labels of an (H, W, 3) image of any size.
 
         Mask R-CNN gives nuclei; of the others, whatever hangs together in the mask is one.
         """
-        threshold, min_area = self.settings.threshold, self.settings.min_area
-        if isinstance(self.model, MaskRCNN):
-            how = {"min_score": threshold, "min_area": min_area}
-            return detection.segment(self.model, image, **how)
-        return postprocess.components(self.probability(image) > threshold, min_area)
+        if self.rule is not None:
+            return self.rule.labels(self.probabilities(image))
+        settings = self.settings
+        how = {"min_score": settings.threshold, "min_area": settings.min_area}
+        return detection.segment(self.model, image, **how)
 
 
 def select(names: str) -> list[str]:
@@ -180,18 +193,41 @@ def train(
     pretrained = getattr(model, "pretrained", False)  # not always had where they are asked for
     parts = (variant, train_set, validation_set, settings, how, pretrained)
     folder = runs / f"{variant}--s{seed}--{fit_key(*parts, code=CODE_OF_A_FIT[variant])}"
-    if (fit := training.finished(model, folder)) is None:
-        loss = None
-        if variant != "mask-rcnn":
-            loss = IoULoss(iou=settings.iou, cross_entropy=settings.cross_entropy)
-        items = [
-            _items(variant, samples, settings, seed, progress)
-            for samples in (train_set, validation_set)
-        ]
-        fit = training.fit(model, loss, *items, folder, how, progress=progress)
-    if how.device != "cpu" and torch.cuda.is_available():
-        model.cuda()
-    return Trained(variant, inference.fold_normalisation(model), fit, settings)
+    loss = None
+    if variant != "mask-rcnn":
+        loss = IoULoss(iou=settings.iou, cross_entropy=settings.cross_entropy)
+    fit = fit_or_take_up(
+        model,
+        loss,
+        lambda samples: _items(variant, samples, settings, seed, progress),
+        (train_set, validation_set),
+        folder,
+        how,
+        Description(
+            experiment="four_architectures",
+            variant=variant,
+            seed=seed,
+            settings=asdict(settings),
+            pretrained=pretrained,
+            data=learned_from(train_set),
+            code=current_code(variant),
+        ),
+        progress=progress,
+    )
+    return Trained(variant, ready(model, device), fit, settings)
+
+
+def current_code(variant: str) -> str:
+    """Digest of the code that a fit of a variant depends on, as it stands now."""
+    return code_digest(CODE_OF_A_FIT[variant])
+
+
+def restored(variant: str, settings: Settings, pretrained: bool) -> nn.Module:
+    """The network of a fit, without its weights."""
+    options = dict(settings.options)
+    if variant in ("resnet", "mask-rcnn"):
+        options |= {"pretrained": pretrained, "restore": True}
+    return NETWORKS[variant](**options)
 
 
 def _items(

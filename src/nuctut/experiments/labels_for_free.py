@@ -6,7 +6,7 @@ import functools
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,12 +14,17 @@ import torch
 from nuctut import classical, inference, postprocess, targets, training
 from nuctut.experiments import (
     ClassMap,
+    Description,
     Measured,
     Segmented,
+    code_digest,
     fit_key,
+    fit_or_take_up,
     fit_settings,
+    learned_from,
     measure,
     random_crops,
+    ready,
 )
 from nuctut.losses import LogDiceLoss
 from nuctut.models.unet import ReducedUNet
@@ -74,11 +79,21 @@ class Trained:
     model: ReducedUNet
     fit: training.FitResult
     settings: Settings
+    channels: ClassVar[int] = 1
+
+    @property
+    def rule(self) -> postprocess.LabelRule:
+        """Separation lines are cut out of the nuclei, then given back."""
+        return postprocess.parted_by_lines(self.settings.min_area)
 
     @property
     def parameters(self) -> dict[str, Any]:
         """The settings, as a record keeps them."""
         return asdict(self.settings)
+
+    def labels(self, image: np.ndarray) -> np.ndarray:
+        """(H, W) int32 labels of an (H, W) image of any size."""
+        return self.rule.labels(self.probabilities(image))
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """(3, H, W) float32 probabilities of an (H, W) image."""
@@ -113,22 +128,45 @@ def train(
     key = fit_key(variant, train_set, validation_set, settings, how, code=CODE_OF_A_FIT)
     folder = runs / f"{variant}--s{seed}--{key}"
     torch.manual_seed(seed)
-    model = ReducedUNet(
+    model = _network(settings)
+    fit = fit_or_take_up(
+        model,
+        LogDiceLoss(cross_entropy=settings.cross_entropy),
+        lambda samples: _items(samples, classes_of, settings, seed, progress),
+        (train_set, validation_set),
+        folder,
+        how,
+        Description(
+            experiment="labels_for_free",
+            variant=variant,
+            seed=seed,
+            settings=asdict(settings),
+            pretrained=False,
+            data=learned_from(train_set),
+            code=current_code(variant),
+        ),
+        progress=progress,
+    )
+    return Trained(variant, ready(model, device), fit, settings)
+
+
+def current_code(variant: str) -> str:
+    """Digest of the code that a fit of a variant depends on, as it stands now."""
+    return code_digest(CODE_OF_A_FIT)
+
+
+def restored(variant: str, settings: Settings, pretrained: bool) -> ReducedUNet:
+    """The network of a fit, without its weights."""
+    return _network(settings)
+
+
+def _network(settings: Settings) -> ReducedUNet:
+    return ReducedUNet(
         channels=settings.channels,
         last_channels=settings.last_channels,
         dropout=settings.dropout,
         normalise=settings.normalise,
     )
-    if (fit := training.finished(model, folder)) is None:
-        loss = LogDiceLoss(cross_entropy=settings.cross_entropy)
-        items = [
-            _items(samples, classes_of, settings, seed, progress)
-            for samples in (train_set, validation_set)
-        ]
-        fit = training.fit(model, loss, *items, folder, how, progress=progress)
-    if how.device != "cpu" and torch.cuda.is_available():
-        model.cuda()
-    return Trained(variant, inference.fold_normalisation(model), fit, settings)
 
 
 def _items(

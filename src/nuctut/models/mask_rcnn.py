@@ -100,6 +100,7 @@ class MaskRCNN(nn.Module):
     Args:
         depth: Of the ResNet, 50 or 18.
         pretrained: Start from weights trained on COCO (depth 50 only), where they can be had.
+        restore: Do not get these weights: the caller loads a checkpoint of a network that had them.
         upscale: Whole factor by which images are enlarged on entry; nuclei narrower than ten
             pixels cover little of a stride-4 feature map. The time grows with its square.
         max_detections: Most nuclei found in one image.
@@ -118,6 +119,7 @@ class MaskRCNN(nn.Module):
         pretrained: bool = True,
         upscale: int = 1,
         max_detections: int = 500,
+        restore: bool = False,
     ) -> None:
         super().__init__()
         if depth not in SIZES:
@@ -128,8 +130,10 @@ class MaskRCNN(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
         self.depth, self.upscale = depth, upscale
-        weights = published_weights(MaskRCNN_ResNet50_FPN_Weights.COCO_V1) if pretrained else None
-        self.pretrained = weights is not None
+        weights = None
+        if pretrained and not restore:
+            weights = published_weights(MaskRCNN_ResNet50_FPN_Weights.COCO_V1)
+        self.pretrained = pretrained and (restore or weights is not None)
         norm = partial(FrozenBatchNorm2d, eps=0.0) if self.pretrained else _group_norm
         self.network = _network(depth, norm, upscale, max_detections)
         if weights is not None:

@@ -24,6 +24,7 @@ class FCNResNet(nn.Module):
     Args:
         depth: 18 or 101.
         pretrained: Start from weights trained on COCO (depth 101 only), where they can be had.
+        restore: Do not get these weights: the caller loads a checkpoint of a network that had them.
 
     Attributes:
         depth: As given.
@@ -35,16 +36,17 @@ class FCNResNet(nn.Module):
 
     stride = 8
 
-    def __init__(self, depth: int = 101, pretrained: bool = True) -> None:
+    def __init__(self, depth: int = 101, pretrained: bool = True, restore: bool = False) -> None:
         super().__init__()
         if depth not in DEPTHS:
             raise ValueError(f"depth must be one of {', '.join(map(str, DEPTHS))}, not {depth}.")
         if pretrained and depth != 101:
             raise ValueError(f"COCO weights exist for depth 101 only, not for {depth}.")
         weights = None
-        if pretrained:
+        if pretrained and not restore:
             weights = published_weights(FCN_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1)
-        self.depth, self.pretrained = depth, weights is not None
+        self.depth = depth
+        self.pretrained = pretrained and (restore or weights is not None)
         if depth == 101:
             whole = fcn_resnet101(weights=None, weights_backbone=None, aux_loss=False)
             if weights is not None:
