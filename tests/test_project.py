@@ -35,7 +35,12 @@ def locked() -> dict[str, list[Requirement]]:
 
 def direct() -> list[str]:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    return [*PYPROJECT["project"]["dependencies"], *extras["book"], *extras["export"], *extras["dev"]]
+    return [
+        *PYPROJECT["project"]["dependencies"],
+        *extras["book"],
+        *extras["export"],
+        *extras["dev"],
+    ]
 
 
 # --- versions ------------------------------------------------------------------------------------

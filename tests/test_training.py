@@ -331,7 +331,7 @@ def test_a_fit_learns_and_keeps_its_books(undisturbed):
     assert 0.05 < result.peak_memory_gb < 100
     assert result.weights == sum(p.numel() for p in network().parameters())
     names = {path.name for path in result.best.parent.iterdir()}
-    assert names == {"best.ckpt", "last.ckpt", "history.csv", "done.json", "settings.json"}
+    assert names == {".lock", "best.ckpt", "last.ckpt", "history.csv", "done.json", "settings.json"}
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(undisturbed, tmp_path):
