@@ -164,7 +164,7 @@ def load(folder: Path | str, device: str = "auto") -> Trained:
         ) from error
     try:
         fit = training.finished(model, folder)
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder}: its checkpoint cannot be read ({reason}).") from error
     if fit is None:
