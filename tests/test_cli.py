@@ -6,7 +6,7 @@ import sys
 import pytest
 from chapter_maker import write_chapter, write_project
 
-from nuctut import book, cli, datasets, notebooks
+from nuctut import book, cli, cluster, datasets, notebooks, sweeps
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_run_list_shows_the_parameters_and_runs_nothing(nuctut, project):
         (["run", "01", "-p", "preset=huge"], "no preset 'huge', but smoke, lite, paper"),
         (["run", "01", "-p", "seed"], "NAME=VALUE, not 'seed'"),
         (["run", "01", "-p", "seed=1", "-p", "seed=2"], "'seed' is given twice"),
-        (["sweep", "01", "-p", "seed=1,x"], "parameter seed: expected int, not 'x'"),
+        (["sweep", "01", "-g", "seed=1,x"], "parameter seed: expected int, not 'x'"),
         (["book", "--preset", "huge"], "no preset 'huge', but smoke, lite, paper"),
     ],
 )
@@ -113,11 +113,19 @@ def test_what_does_not_fit_is_one_line_that_says_what_exists(nuctut, project, ar
     assert err.startswith("Error: ") and told in err and err.count("\n") == 1
 
 
-def test_sweep_splits_values_at_commas(nuctut, project, monkeypatch):
+def test_sweep_takes_its_grid_from_options_and_from_a_file(nuctut, project, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(notebooks, "sweep", lambda *arguments: asked.append(arguments))
-    nuctut("sweep", "01", "-p", "preset=smoke", "-p", "seed=1,2")
-    assert asked == [("01", {"preset": ["smoke"], "seed": ["1", "2"]})]
+    monkeypatch.setattr(sweeps, "plan", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(cluster, "carry_out", lambda *_, **how: asked.append(how) or False)
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("rate: [0.1, 0.2]\nseed: [7]\n")
+    words = ["-p", "preset=smoke", "-g", "seed=1,2", "--time-limit", "2h", "--workers", 3]
+    assert nuctut("sweep", "01", "--grid", grid, *words)[0] == 1, "some runs failed"
+    plan, how = asked
+    assert plan == ("01", {"rate": [0.1, 0.2], "seed": ["1", "2"]}, {"preset": "smoke"}, None)
+    assert how == {"scheduler": "", "workers": 3, "threads": None, "limit": 7200.0}
+    monkeypatch.setattr(cluster, "carry_out", lambda *_, **how: True)
+    assert nuctut("sweep", "run", "01", "-g", "seed=1")[0] == 0, "the long way to say it"
 
 
 def test_book_passes_its_preset_on(nuctut, monkeypatch):

@@ -282,3 +282,13 @@ def test_a_method_without_training_has_no_budget(folder, measured, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     experiments.record("some_chapter", measured, preset="smoke", seed=0, folder=elsewhere)
     assert len(list(elsewhere.rglob("half--smoke--s0.json"))) == 1
+
+
+def test_variants_are_chosen_by_name():
+    known = {"simple-cnn": 0, "u-net": 1, "resnet": 2}
+    assert experiments.select("all", known, "networks") == list(known)
+    assert experiments.select("u-net", known, "networks") == ["u-net"]
+    assert experiments.select("u-net, simple-cnn", known, "networks") == ["u-net", "simple-cnn"]
+    for wrong in ("unet", "", "u-net,,resnet", "all,u-net"):
+        with pytest.raises(ValueError, match=r"networks must be among simple-cnn, u-net, resnet"):
+            experiments.select(wrong, known, "networks")

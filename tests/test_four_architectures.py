@@ -133,15 +133,6 @@ def test_the_networks_are_the_papers_in_its_order():
         assert ("detection" if variant == "mask-rcnn" else "losses") in modules
 
 
-def test_networks_are_chosen_by_name():
-    assert chapter.select("all") == list(NETWORKS)
-    assert chapter.select("u-net") == ["u-net"]
-    assert chapter.select("u-net, simple-cnn") == ["u-net", "simple-cnn"]
-    for wrong in ("unet", "", "u-net,,resnet", "all,u-net"):
-        with pytest.raises(ValueError, match=r"simple-cnn, resnet, u-net, mask-rcnn, not '"):
-            chapter.select(wrong)
-
-
 @pytest.mark.parametrize(
     ("make", "name"),
     [

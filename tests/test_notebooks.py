@@ -204,28 +204,3 @@ def test_runs_are_named_by_their_parameters():
     assert len({notebooks.run_key(values) for values in same_letters}) == 3
     assert notebooks.run_key({}) == "as-it-stands"
     assert len(notebooks.run_key({"a": "long" * 100})) < 100
-
-
-def test_a_sweep_runs_every_combination_and_goes_on_past_a_failure(project, monkeypatch, capsys):
-    ran = []
-
-    def run(chapter, values, *, verbose):
-        ran.append((chapter, values))
-        if values["seed"] == 2 and values["preset"] == "smoke":
-            raise RuntimeError("cell [3]: no luck")
-        return project / "some.ipynb"
-
-    monkeypatch.setattr(notebooks, "run_chapter", run)
-    with pytest.raises(RuntimeError) as caught:
-        notebooks.sweep("01", {"preset": ["smoke", "lite"], "seed": ["1", "2"]})
-    grid = [(preset, seed) for preset in ("smoke", "lite") for seed in (1, 2)]
-    assert ran == [("01_tiny", {"preset": preset, "seed": seed}) for preset, seed in grid]
-    assert "1 of 4 runs failed" in str(caught.value)
-    assert "preset=smoke, seed=2: cell [3]: no luck" in str(caught.value)
-    assert "4/4 01_tiny: preset=lite, seed=2" in capsys.readouterr().out
-
-
-def test_a_sweep_checks_everything_before_it_starts(project, monkeypatch):
-    monkeypatch.setattr(notebooks, "run_chapter", lambda *_, **__: pytest.fail("started"))
-    with pytest.raises(ValueError, match="parameter seed"):
-        notebooks.sweep("01", {"seed": ["1", "two"]})

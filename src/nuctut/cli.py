@@ -1,19 +1,27 @@
-"""The command line: `nuctut data | run | sweep | book | scoreboard`. It holds no logic."""
+"""The command line: `nuctut data | run | sweep | book | scoreboard …`. It holds no logic."""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from nuctut.runs import Entry
 
 app = typer.Typer(
     help="Five papers that taught networks to find cell nuclei, rebuilt as a book that runs.",
@@ -88,6 +96,112 @@ def simulate(
     typer.echo(datasets.simulate(name, folder, seed=seed))
 
 
+# --- your own images -----------------------------------------------------------------------------
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str, typer.Option(metavar="RUN", help="A fit: its folder, or the beginning of its name.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A new file: .onnx, or .zip for bioimage.io.")
+    ],
+) -> None:
+    """Write a trained network for other tools: `nuctut export --run RUN -o net.onnx`."""
+    from nuctut import runs
+    from nuctut.export import export as write
+
+    typer.echo(write(runs.find_fit(run), output))
+
+
+# --- what is on disk -----------------------------------------------------------------------------
+
+
+runs_app = typer.Typer(
+    help="What lies below runs/: list it, look at it, delete it.", no_args_is_help=True
+)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.command("list")
+def runs_list() -> None:
+    """What is there, how large it is, and what of it is finished, broken or orphaned."""
+    from nuctut import runs
+
+    entries = runs.inventory()
+    _print_entries(entries)
+    states = [entry.state for entry in entries]
+    if broken := states.count("broken"):
+        typer.echo(f"{broken} broken: run again with the same parameters, they go on.")
+    if orphaned := states.count("orphaned"):
+        typer.echo(f"{orphaned} orphaned: `nuctut runs clean` deletes them, after asking.")
+
+
+@runs_app.command("show")
+def runs_show(
+    name: Annotated[str, typer.Argument(help="As `nuctut runs list` names it, or its beginning.")],
+) -> None:
+    """Everything about one of them, and how to use it or go on with it."""
+    from nuctut import runs
+
+    entry = runs.find(name, runs.inventory())
+    table = Table(title=entry.name, box=None, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, text in runs.describe(entry).items():
+        table.add_row(title, escape(text))
+    Console().print(table)
+
+
+@runs_app.command("clean")
+def runs_clean(
+    what: Annotated[
+        list[str] | None, typer.Argument(help="orphaned (unless told otherwise), broken, or names.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete what nobody needs, after asking."""
+    from nuctut import runs
+
+    entries = runs.chosen(what or ["orphaned"], runs.inventory())
+    if not entries:
+        typer.echo("There is nothing of that kind.")
+        return
+    _print_entries(entries)
+    if not yes and not _agreed("Delete these?"):
+        typer.echo("Nothing deleted.")
+        raise typer.Exit(1)
+    deleted = runs.delete(entries)
+    for entry in deleted.kept:
+        typer.echo(f"Kept {entry.name}: it is at work, or has changed just now.")
+    typer.echo(f"{decimal(deleted.bytes)} freed.")
+
+
+def _agreed(question: str) -> bool:
+    """The answer to a question; no answer is a no."""
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        typer.echo()
+        return False
+
+
+def _print_entries(entries: Sequence[Entry]) -> None:
+    table = Table("name", "kind", "state", box=box.SIMPLE, padding=0, pad_edge=False)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("changed", no_wrap=True)
+    table.add_column("note")
+    table.columns[0].overflow = "fold"
+    for entry in entries:
+        changed = f"{datetime.fromtimestamp(entry.changed):%Y-%m-%d %H:%M}"
+        row = (entry.name, entry.kind, entry.state, decimal(entry.bytes), changed, entry.note)
+        table.add_row(*map(escape, row))
+    Console().print(table)
+    total = decimal(sum(entry.bytes for entry in entries))
+    typer.echo(f"{len(entries)} in all, {total}")
+
+
 # --- chapters ------------------------------------------------------------------------------------
 
 
@@ -109,13 +223,79 @@ def run(
     typer.echo(notebooks.run_chapter(chapter, _pairs(parameter)))
 
 
-@app.command()
-def sweep(chapter: Chapter, parameter: Parameters = None) -> None:
-    """Run a chapter for every combination: `nuctut sweep 01 -p preset=smoke -p seed=1,2`."""
-    from nuctut import notebooks
+class _RunByDefault(TyperGroup):
+    """`nuctut sweep 01 …` is short for `nuctut sweep run 01 …`."""
 
-    grid = {name: values.split(",") for name, values in _pairs(parameter).items()}
-    notebooks.sweep(chapter, grid)
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *self.get_help_option_names(ctx)):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+sweep_app = typer.Typer(
+    cls=_RunByDefault,
+    help="Run a chapter for every combination of values: nuctut sweep 01 -g seed=0,1,2 "
+    "(short for nuctut sweep run 01 …, whose --help has the options).",
+    no_args_is_help=True,
+)
+app.add_typer(sweep_app, name="sweep")
+
+
+@sweep_app.command("run")
+def sweep_run(
+    chapter: Chapter,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("-g", metavar="NAME=V1,V2", help="A parameter that varies, and its values."),
+    ] = None,
+    grid_file: Annotated[
+        Path | None,
+        typer.Option("--grid", metavar="FILE", help="The same as YAML: lines of NAME: [V1, V2]."),
+    ] = None,
+    parameter: Parameters = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at once here; as many as cores and memory allow.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Of each run; by default the cores are shared out.")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="A running dask scheduler, tcp://host:8786.")
+    ] = "",
+    time_limit: Annotated[str, typer.Option(help='Of a run, such as "90s", "30m" or "2h".')] = "1d",
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to; by default below runs/sweeps/.")
+    ] = None,
+) -> None:
+    """Run a chapter for every combination: `nuctut sweep 01 -p preset=smoke -g seed=0,1,2`."""
+    from nuctut import cluster, sweeps
+
+    values: dict = sweeps.read_grid(grid_file) if grid_file else {}
+    values |= {name: text.split(",") for name, text in _pairs(grid).items()}
+    sweep = sweeps.plan(chapter, values, _pairs(parameter), folder)
+    limit = cluster.seconds_of(time_limit)
+    how = {"scheduler": scheduler, "workers": workers, "threads": threads, "limit": limit}
+    if not cluster.carry_out(sweep, **how):
+        raise typer.Exit(1)
+
+
+@sweep_app.command("show")
+def sweep_show(
+    sweep: Annotated[
+        str, typer.Argument(help="Its folder, its table, or the beginning of its name.")
+    ] = "",
+    metric: Annotated[str, typer.Option(help="The score to show.")] = "f1_50",
+    against: Annotated[
+        str, typer.Option(help="The parameter along the axis; by default the one of most values.")
+    ] = "",
+) -> None:
+    """Show a sweep's scores against its parameters, as a table and as a picture."""
+    from nuctut import sweeps
+
+    place = sweeps.find(sweep)
+    frame = sweeps.read_table(place / "sweep.csv" if place.is_dir() else place)
+    _print_frame(f"{metric}, with 95 % intervals", sweeps.shown(frame, metric))
+    typer.echo(sweeps.draw(frame, place, metric, against))
 
 
 def _pairs(parameter: list[str] | None) -> dict[str, str]:

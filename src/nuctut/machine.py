@@ -53,9 +53,13 @@ def device_name(device: str = "cpu") -> str:
     if listing.is_file():
         model = re.search(r"^model name\s*:\s*(.+)$", listing.read_text(), re.MULTILINE)
         name = model[1].strip() if model else name
+    return f"{name}, {cores()} cores"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
-    return f"{name}, {cores} cores"
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def peak_memory_gb(device: str = "cpu") -> float | None:

@@ -1,4 +1,4 @@
-"""Run a chapter with parameters, or a grid of them, through papermill; quote its values.
+"""Run a chapter with parameters through papermill; quote its values.
 
 A chapter states its parameters in one cell tagged `parameters`, one `name: type = value  # help`
 per line. They are read from there and held against what is asked for before anything starts:
@@ -10,14 +10,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
-import itertools
 import json
 import os
 import re
 import sys
-import time
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -270,39 +268,6 @@ def run_key(values: Mapping[str, Value]) -> str:
     readable = "--".join(f"{name}-{values[name]}" for name in sorted(values))
     safe = re.sub(r"[^A-Za-z0-9.-]+", "_", readable)[:80]
     return f"{safe}--{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
-
-
-def sweep(
-    chapter: str, grid: Mapping[str, Sequence[object]], *, verbose: bool = True
-) -> list[Path]:
-    """Runs a chapter once for every combination of values, and returns the executed notebooks.
-
-    All combinations are checked before the first one starts, and one that fails does not stop
-    the others.
-
-    Raises:
-        ValueError: As `run_chapter`.
-        RuntimeError: At the end, when some of them failed; the message names each.
-    """
-    notebook = find_chapter(chapter)
-    combinations = [
-        check_values(notebook, dict(zip(grid, values, strict=True)))
-        for values in itertools.product(*grid.values())
-    ]
-    outputs, failures = [], []
-    for number, values in enumerate(combinations, start=1):
-        told = ", ".join(f"{name}={value}" for name, value in values.items())
-        print(f"{number}/{len(combinations)} {notebook.stem}: {told}", flush=True)
-        started = time.monotonic()
-        try:
-            outputs.append(run_chapter(notebook.stem, values, verbose=verbose))
-            print(f"  {time.monotonic() - started:.0f} s: {outputs[-1]}", flush=True)
-        except RuntimeError as error:
-            failures.append(f"{told}: {error}")
-    if failures:
-        summary = f"{len(failures)} of {len(combinations)} runs failed"
-        raise RuntimeError("\n".join([summary, *failures]))
-    return outputs
 
 
 # --- what a chapter says in its text -------------------------------------------------------------

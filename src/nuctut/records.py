@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ from nuctut.samples import SOURCES, SampleSet
 
 SCHEMA = 1
 PRESETS = ("smoke", "lite", "paper")
+OWN_FOLDER = "NUCTUT_RECORDS"
 THRESHOLD_KEYS = tuple(f"{iou:.2f}" for iou in metrics.IOU_THRESHOLDS)
 
 Row = dict[str, Any]
@@ -431,8 +433,19 @@ def _is_evidence(preset: str, source: str) -> bool:
     return source == "real" and preset in ("lite", "paper")
 
 
-def folder_for(preset: str, source: str) -> Path:
-    """Where a record belongs: `results/` (committed) for evidence, else `runs/results/`."""
+def folder_for(preset: str, source: str, swept: str = "") -> Path:
+    """Where a record belongs: `results/` (committed) for evidence, else below `runs/`.
+
+    A run of a sweep is told in $NUCTUT_RECORDS to keep its records to itself, whatever they are.
+
+    Args:
+        preset, source: Of the run.
+        swept: What the run changes of its preset, as a folder's name; then it is no evidence.
+    """
+    if own := os.environ.get(OWN_FOLDER):
+        return Path(own)
+    if swept:
+        return runs_root() / "swept" / swept
     return results_root() if _is_evidence(preset, source) else runs_root() / "results"
 
 

@@ -58,6 +58,20 @@ def choose(presets: Mapping[str, Settings], preset: str, **overrides: Any) -> Se
     return replace(presets[preset], **changed)
 
 
+def select(names: str, known: Iterable[str], parameter: str) -> list[str]:
+    """Those of `known` that a text names, such as "simple-cnn,u-net"; "all" stands for all of them.
+
+    Raises:
+        ValueError: For an unknown name; the message says which parameter it was given for.
+    """
+    known = list(known)
+    chosen = known if names == "all" else [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"{parameter} must be among {', '.join(known)}, not {name!r}.")
+    return chosen
+
+
 def fit_settings(settings: Any, seed: int, device: str) -> training.FitSettings:
     """The part of a chapter's settings that `training.fit` needs: the fields of the same name."""
     names = {f.name for f in fields(training.FitSettings)} & {f.name for f in fields(settings)}

@@ -135,19 +135,6 @@ class Trained:
         return detection.segment(self.model, image, **how)
 
 
-def select(names: str) -> list[str]:
-    """The networks that a text names, such as "simple-cnn,u-net"; "all" stands for all of them.
-
-    Raises:
-        ValueError: For an unknown network.
-    """
-    chosen = list(NETWORKS) if names == "all" else [name.strip() for name in names.split(",")]
-    for name in chosen:
-        if name not in NETWORKS:
-            raise ValueError(f"networks must be among {', '.join(NETWORKS)}, not {name!r}.")
-    return chosen
-
-
 def describe(model: nn.Module) -> str:
     """A network in words: its family, its size, and what its weights started from."""
     match model:

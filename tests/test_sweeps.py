@@ -1,0 +1,466 @@
+"""Sweeps end with every run done or told, whoever is killed meanwhile."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import made_records
+import pandas as pd
+import psutil
+import pytest
+from chapter_maker import write_chapter, write_project
+
+from nuctut import cluster, notebooks, records, sweeps
+
+# A chapter that tells when and where it starts, waits for leave to end, and measures something.
+MARK = """\
+import os, pathlib, time
+marks = pathlib.Path(os.environ["MARKS"])
+(marks / f"{seed}.{os.getppid()}.{time.monotonic_ns()}").touch()"""
+WAIT = """\
+while not (marks / "go").exists():
+    time.sleep(0.05)"""
+SAY = (
+    "print(preset, seed, os.environ.get('OMP_NUM_THREADS'), os.environ.get('CUDA_VISIBLE_DEVICES'))"
+)
+FAIL = "1 / (seed - 2)"
+PATIENCE = 90.0  # seconds; what is waited for takes a few on a quiet machine
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    root = tmp_path / "project"
+    write_project(root, ["01_tiny"], [])
+    write_chapter(root / "book" / "01_tiny.ipynb", MARK, WAIT, SAY)
+    (tmp_path / "marks").mkdir()
+    monkeypatch.setenv("MARKS", str(tmp_path / "marks"))
+    monkeypatch.setenv("NUCTUT_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("NUCTUT_RUNS", raising=False)
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture
+def go(project, tmp_path):
+    """Gives the chapters leave to end."""
+    return (tmp_path / "marks" / "go").touch
+
+
+@pytest.fixture
+def command(project):
+    """Starts `nuctut …` as a process of its own; none outlives the test."""
+    begun = []
+
+    def start(*words):
+        program = [sys.executable, str(Path(sysconfig.get_path("scripts")) / "nuctut")]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        begun.append(subprocess.Popen([*program, *map(str, words)], **pipes))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        process.kill()
+        process.wait()
+
+
+def ended(process):
+    """Exit status and output of a process, once it has ended."""
+    out, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, out
+
+
+def wait_for(what, reason):
+    deadline = time.monotonic() + PATIENCE
+    while not (found := what()):
+        assert time.monotonic() < deadline, f"waited in vain: {reason}"
+        time.sleep(0.05)
+    return found
+
+
+def starts(project, seed="*"):
+    """The processes of runs that began so far, one per start."""
+    marks = Path(os.environ["MARKS"]).glob(f"{seed}.*.*")
+    return sorted(int(mark.name.split(".")[1]) for mark in marks)
+
+
+def text_of(folder):
+    return (folder / "notebook.ipynb").read_text()
+
+
+def table(project):
+    (path,) = (project / "runs" / "sweeps").glob("*/sweep.csv")
+    frame = pd.read_csv(path)
+    both = [one.astype(object).where(one.notna(), None)
+            for one in (frame, pd.read_parquet(path.with_suffix(".parquet")))]  # fmt: skip
+    pd.testing.assert_frame_equal(*both, check_dtype=False)
+    return frame
+
+
+def run_folders(project):
+    return {path.name.split("--")[0]: path for path in (project / "runs/sweeps").glob("*/*--*")}
+
+
+# --- what is to be run ---------------------------------------------------------------------------
+
+
+def test_a_grid_gives_every_combination_once_in_its_order(project):
+    sweep = sweeps.plan("01", {"rate": ["1e-3", "0.1"], "seed": [3, "4"]}, {"quick": "true"})
+    assert [dict(run.given) for run in sweep.runs] == [
+        {"quick": True, "rate": rate, "seed": seed} for rate in (1e-3, 0.1) for seed in (3, 4)
+    ]
+    assert len({run.folder for run in sweep.runs}) == 4
+    assert {run.folder.parent for run in sweep.runs} == {sweep.folder}
+    assert sweep.folder.parent == project / "runs" / "sweeps"
+    command = "nuctut run 01_tiny -p quick=True -p rate=0.1 -p seed=4"
+    assert sweep.runs[3].command == command
+
+
+def test_the_folder_tells_sweeps_apart_and_finds_the_same_one_again(project):
+    folders = [
+        sweeps.plan("01", grid, fixed).folder
+        for grid, fixed in (
+            ({"seed": [1, 2]}, {}),
+            ({"seed": [1, 3]}, {}),
+            ({"seed": [1, 2]}, {"rate": 0.5}),
+            ({"rate": [1, 2]}, {}),
+        )
+    ]
+    assert len(set(folders)) == 4
+    assert sweeps.plan("01", {"seed": ["1", "2"]}).folder == folders[0]
+
+
+@pytest.mark.parametrize(
+    ("grid", "fixed", "told"),
+    [
+        ({"sed": [1]}, {}, "no parameter 'sed'.*seed: int = 0"),
+        ({"seed": [1, "x"]}, {}, "parameter seed: expected int, not 'x'"),
+        ({"seed": [1]}, {"rate": "fast"}, "parameter rate: expected float"),
+        ({"seed": [1, 2]}, {"seed": 3}, "'seed' cannot be fixed and varied"),
+        ({"seed": [1, "1"]}, {}, "value of 'seed' must be given once"),
+        ({"seed": []}, {}, "value of 'seed' must be given once"),
+        ({}, {"seed": 1}, "grid is empty"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_starts(project, grid, fixed, told):
+    with pytest.raises(ValueError, match=told):
+        sweeps.plan("01", grid, fixed)
+    assert not (project / "runs").exists()
+
+
+def test_a_grid_is_read_from_yaml(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("rate: [1e-3, 0.1]\nseed: [0, 1]\npreset: smoke\nquick: [true]\n")
+    grid = sweeps.read_grid(path)
+    assert grid == {"rate": ["1e-3", 0.1], "seed": [0, 1], "preset": ["smoke"], "quick": [True]}
+
+
+@pytest.mark.parametrize("text", ["", "seed", "- seed\n", "seed: {a: 1}", "seed: [[1]]", "a: [b"])
+def test_a_file_that_is_no_grid_is_named(tmp_path, text):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"grid\.yaml: "):
+        sweeps.read_grid(path)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5h", 5400), ("30m", 1800)])
+def test_time_limits_are_read(text, seconds):
+    assert cluster.seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "90", "h", "-1h", "0s", "nans", "infd", "2 weeks"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ValueError, match='reads like "90s"'):
+        cluster.seconds_of(text)
+
+
+# --- how long it will take -----------------------------------------------------------------------
+
+
+def end(run, state="done", seconds=60.0, error="", measured=()):
+    """Write the end of a run that never was."""
+    run.folder.mkdir(parents=True)
+    for one in measured:
+        records.write(one, run.folder / "records")
+    sweeps._finish(run, state, seconds, error)
+
+
+def test_the_plan_tells_its_size_and_its_time_from_earlier_runs(project):
+    earlier = sweeps.plan("01", {"seed": [1, 2, 3]})
+    for run, seconds in zip(earlier.runs, (100, 200, 9999), strict=True):
+        end(run, "failed" if seconds > 999 else "done", seconds)
+    sweep = sweeps.plan("01", {"seed": [1, 2, 3], "rate": [0.1, 0.2]}, {"quick": False})
+    told = "\n".join(sweeps.describe(sweep, 4))
+    assert "01_tiny, 6 runs in" in told and "seed: 1, 2, 3" in told and "rate: 0.1, 0.2" in told
+    assert "in all runs: quick=False" in told
+    # two rounds of four at once, the median of 100 and 200 s each
+    assert "about 5 min: 6 runs of 2 min (the median of 2 earlier runs), 4 at once" in told
+    assert "1 left: 2 done before, 1 to be tried again" in "\n".join(sweeps.describe(earlier, 4))
+
+
+def test_without_earlier_runs_the_records_of_the_preset_tell(project):
+    for seed, seconds in ((0, 100.0), (1, 300.0)):
+        for variant in ("dl-consensus", "dl-ground-truth"):
+            budget = {"seconds": seconds, "seconds_per_image": 5.0}
+            rows = made_records.rows((3, 1, 0), (4, 0, 0))
+            one = made_records.record(rows, variant=variant, seed=seed, budget=budget)
+            folder = project / "results" / "01_tiny"
+            path = records.write(one, project / "elsewhere")
+            folder.mkdir(parents=True, exist_ok=True)
+            path.rename(folder / path.name)
+    lite = sweeps.plan("01", {"seed": [1, 2]}, {"preset": "lite"})
+    assert sweeps.estimate(lite).seconds == (2 * 110 + 2 * 310) / 2
+    assert "2 seeds" in sweeps.estimate(lite).source
+    smoke = sweeps.plan("01", {"seed": [1, 2]})
+    assert sweeps.estimate(smoke) is None
+    assert "no earlier run" in "\n".join(sweeps.describe(smoke, 1))
+
+
+# --- what came of it -----------------------------------------------------------------------------
+
+
+def measured_run(run, tp):
+    seed, rate = run.given["seed"], run.given["rate"]
+    counts = {"0": (tp, 0, 1), "1": (tp, 1, 0)}
+    rows = [made_records.row(key, *one, separations=False) for key, one in counts.items()]
+    one = made_records.record(rows, seed=seed)
+    end(run, measured=[one])
+    return one, rate
+
+
+def test_the_table_has_a_row_per_run_with_parameters_scores_and_what_it_ran_on(project):
+    sweep = sweeps.plan("01", {"rate": [0.1, 0.2], "seed": [1, 2]})
+    made = [measured_run(run, tp)[0] for run, tp in zip(sweep.runs, (2, 3, 4), strict=False)]
+    end(sweep.runs[3], "failed", 7.0, "01_tiny failed in cell [3]: ValueError: no\n  > line")
+    sweeps.write_table(sweep.folder)
+    frame = sweeps.read_table(sweep.folder / "sweep.parquet").set_index("run")
+    assert len(frame) == 4
+    for run, one in zip(sweep.runs, made, strict=False):
+        row = frame.loc[run.folder.name]
+        assert (row["rate"], row["seed"], row["preset"]) == (*run.given.values(), "smoke")
+        assert row["dl-ground-truth:f1_50"] == one.scores["f1_50"]
+        low, high = row["dl-ground-truth:f1_50:low"], row["dl-ground-truth:f1_50:high"]
+        assert low <= one.scores["f1_50"] <= high
+        assert row["device"] == one.budget["device"] and row["seconds"] == 60.0
+        assert row["data"] == "bbbc039 test (real, 2 images)"
+    failed = frame.loc[sweep.runs[3].folder.name]
+    assert (failed["state"], failed["seconds"]) == ("failed", 7.0)
+    assert failed["error"] == "01_tiny failed in cell [3]: ValueError: no"
+    assert pd.isna(failed["dl-ground-truth:f1_50"])
+    assert not [name for name in frame if "separations" in name], "nobody measured that"
+    assert sweeps.varied(frame.reset_index()) == ["seed", "rate"]
+
+
+def test_scores_come_one_per_run_and_variant(project):
+    sweep = sweeps.plan("01", {"rate": [0.1, 0.2], "seed": [1]})
+    for run, tp in zip(sweep.runs, (2, 5), strict=True):
+        measured_run(run, tp)
+    scores = sweeps.scores(sweeps.table(sweep.folder), "f1_50")
+    assert list(scores["variant"]) == ["dl-ground-truth"] * 2
+    by_rate = dict(zip(scores["rate"], scores["score"], strict=True))
+    assert by_rate == {0.1: pytest.approx(4 / 5), 0.2: pytest.approx(10 / 11)}
+    with pytest.raises(ValueError, match=r"no score 'f2'|a score 'f2'; there are: .*f1_50"):
+        sweeps.scores(sweeps.table(sweep.folder), "f2")
+
+
+def test_a_run_from_another_version_of_its_chapter_is_not_done(project):
+    sweep = sweeps.plan("01", {"seed": [1, 2]})
+    for run in sweep.runs:
+        end(run)
+    assert all(sweeps.outcome_of(run).state == "done" for run in sweep.runs)
+    write_chapter(project / "book" / "01_tiny.ipynb", MARK, "print('changed')")
+    changed = sweeps.plan("01", {"seed": [1, 2]})
+    assert changed.folder == sweep.folder
+    assert not any(sweeps.outcome_of(run) for run in changed.runs)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "done", "more": 1}'])
+def test_a_run_file_that_is_broken_is_no_end(project, text):
+    run = sweeps.plan("01", {"seed": [1]}).runs[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "run.json").write_text(text)
+    assert sweeps.outcome_of(run) is None
+    assert sweeps.table(run.folder.parent).empty
+
+
+def test_a_sweep_is_found_by_its_name_its_folder_or_as_the_latest(project):
+    first, second = (sweeps.plan("01", {"seed": [1], "rate": [r]}).folder for r in (0.1, 0.2))
+    with pytest.raises(ValueError, match="there are: none yet"):
+        sweeps.find()
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+        sweeps.write_table(folder)
+        os.utime(folder / "sweep.csv", (0, 0) if folder == first else None)
+    assert sweeps.find() == second
+    assert sweeps.find(first.name) == sweeps.find(str(first)) == first
+    with pytest.raises(ValueError, match=f"no one sweep '01'.*{first.name}"):
+        sweeps.find("01")
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def test_a_sweep_does_every_run_and_tells_of_those_that_fail(project, command, go):
+    write_chapter(project / "book" / "01_tiny.ipynb", MARK, SAY, FAIL)
+    status, out = ended(command("sweep", "01", "-g", "seed=1,2,3", "--workers", 2))
+    assert status == 1
+    assert "seed: 1, 2, 3" in out and "01_tiny, 3 runs in" in out
+    assert "1 of 3 runs failed:" in out
+    assert "failed in cell [4]: ZeroDivisionError" in out
+    assert "again, by itself: nuctut run 01_tiny -p seed=2" in out
+    frame = table(project).set_index("seed")
+    assert dict(frame["state"]) == {1: "done", 2: "failed", 3: "done"}
+    folders = run_folders(project)
+    kept = json.loads((folders["seed-2"] / "notebook.failed.ipynb").read_text())
+    assert "ZeroDivisionError" in json.dumps(kept), "the traceback is in the notebook"
+    assert "smoke 3 1 None" in text_of(folders["seed-3"]), "two workers share two cores"
+    # again: only the failed one is tried
+    write_chapter(project / "book" / "01_tiny.ipynb", MARK, SAY, FAIL)
+    status, out = ended(command("sweep", "01", "-g", "seed=1,2,3"))
+    assert status == 1 and "1 left: 2 done before, 1 to be tried again" in out
+    assert [len(starts(project, seed)) for seed in (1, 2, 3)] == [1, 2, 1]
+
+
+def test_the_run_of_a_killed_worker_is_taken_up_by_another(project, command, go):
+    sweep = command("sweep", "01", "-g", "seed=1,2", "--workers", 2)
+    first, second = wait_for(lambda: len(starts(project)) == 2 and starts(project), "two runs")
+    worker = psutil.Process(first).parent()
+    kernels = psutil.Process(first).children(recursive=True)
+    worker.kill()
+    gone = [psutil.Process(first) if psutil.pid_exists(first) else None, *kernels]
+    wait_for(
+        lambda: not any(one and one.is_running() and one.status() != "zombie" for one in gone),
+        "the killed worker's run and its kernel end",
+    )
+    assert psutil.pid_exists(second)
+    wait_for(lambda: len(starts(project)) == 3, "the run starts on another worker")
+    go()
+    status, out = ended(sweep)
+    assert status == 0, out
+    assert "2 of 2 runs done" in out
+    assert list(table(project)["state"]) == ["done", "done"]
+
+
+def test_a_killed_sweep_leaves_nothing_running_and_goes_on_when_started_again(
+    project, command, tmp_path, go
+):
+    words = ("sweep", "01", "-g", "seed=1,2,3", "--workers", 1)
+    (tmp_path / "marks" / "go").touch()
+    sweep = command(*words)
+    wait_for(lambda: list((project / "runs").glob("sweeps/*/seed-1*/run.json")), "the first run")
+    (tmp_path / "marks" / "go").unlink()
+    wait_for(lambda: starts(project, 2), "the second run")
+    family = psutil.Process(sweep.pid).children(recursive=True)
+    assert len(family) >= 3
+    sweep.send_signal(signal.SIGKILL)
+    wait_for(
+        lambda: not [one for one in family if one.is_running() and one.status() != "zombie"],
+        "workers, runs and kernels end",
+    )
+    go()
+    status, out = ended(command(*words))
+    assert status == 0, out
+    assert list(table(project)["state"]) == ["done"] * 3
+    again = [len(starts(project, seed)) for seed in (1, 2, 3)]
+    assert again[0] == 1 and 1 <= again[1] + again[2] - 1 <= 2, again
+
+
+def test_two_sweeps_in_one_folder_share_the_work(project, command, tmp_path, go):
+    folder = tmp_path / "shared"
+    common = ("--folder", folder, "--workers", 1)
+    one = command("sweep", "01", "-g", "seed=1,2,3", *common)
+    wait_for(lambda: starts(project), "the first sweep")
+    two = command("sweep", "01", "-g", "seed=3,2,1,4", *common)
+    wait_for(lambda: len(starts(project)) == 2, "the second sweep")
+    go()
+    for process in (one, two):
+        status, out = ended(process)
+        assert status == 0, out
+    assert [len(starts(project, seed)) for seed in (1, 2, 3, 4)] == [1] * 4
+    frame = sweeps.read_table(folder / "sweep.csv")
+    assert sorted(frame["seed"]) == [1, 2, 3, 4] and set(frame["state"]) == {"done"}
+
+
+def test_runs_end_at_their_time_limit_and_when_killed_and_others_go_on(project, command):
+    stuck = "import time\nprint('so far')\nif seed == 1:\n    time.sleep(600)"
+    killed = "import os, signal\nif seed == 2:\n    os.kill(os.getppid(), signal.SIGKILL)"
+    write_chapter(project / "book" / "01_tiny.ipynb", stuck, killed, "time.sleep(1)")
+    words = ("-g", "seed=1,2,3", "--workers", 2, "--time-limit", "20s")
+    status, out = ended(command("sweep", "01", *words))
+    assert status == 1 and "2 of 3 runs failed" in out
+    frame = table(project).set_index("seed")
+    assert dict(frame["state"]) == {1: "failed", 2: "failed", 3: "done"}
+    assert "longer than its time limit" in frame["error"][1]
+    assert "killed by signal 9" in frame["error"][2]
+    assert 15 < frame["seconds"][1] < 60
+    kept = (run_folders(project)["seed-1"] / "notebook.failed.ipynb").read_text()
+    assert "time.sleep(600)" in kept
+
+
+def test_one_run_has_one_gpu(project, go):
+    """Dask counts what it is told to count, so this needs no GPU."""
+    go()
+    sweep = sweeps.plan("01", {"seed": [1, 2, 3]})
+    with cluster.local_client(2, ["5", "7"]) as client:
+        ended = cluster.run_sweep(sweep, client)
+    assert {outcome.state for outcome in ended.values()} == {"done"}
+    seen = [
+        line for run in sweep.runs for line in text_of(run.folder).splitlines() if "smoke " in line
+    ]
+    assert {line.split()[-1].strip('\\n",') for line in seen} == {"5", "7"}
+
+
+def test_a_running_scheduler_is_used(project, command, go, tmp_path):
+    go()
+    python, quiet = sys.executable, {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    contact = tmp_path / "scheduler.json"
+    scheduler = [python, "-m", "distributed.cli.dask_scheduler", "--no-dashboard", "--port", "0",
+                 "--host", "127.0.0.1", "--scheduler-file", contact]  # fmt: skip
+    worker = [python, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-dashboard",
+              "--scheduler-file", contact, "--local-directory", tmp_path]  # fmt: skip
+    with subprocess.Popen(scheduler, **quiet) as one, subprocess.Popen(worker, **quiet) as other:
+        try:
+            wait_for(contact.exists, "the scheduler")
+            address = json.loads(contact.read_text())["address"]
+            status, out = ended(command("sweep", "01", "-g", "seed=5", "--scheduler", address))
+        finally:
+            other.kill()
+            one.kill()
+    assert status == 0, out
+    assert list(table(project)["seed"]) == [5]
+
+
+def test_a_scheduler_that_is_not_there_is_one_sentence(project, monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECTING", 1)
+    sweep = sweeps.plan("01", {"seed": [1]})
+    with pytest.raises(ValueError, match=r"No dask scheduler answers at tcp://127\.0\.0\.1:9"):
+        cluster.carry_out(sweep, scheduler="tcp://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"scheduler": "tcp://x:1", "workers": 2}, "either --scheduler or --workers"),
+    ],
+)
+def test_senseless_numbers_are_refused(project, how, told):
+    with pytest.raises(ValueError, match=told):
+        cluster.carry_out(sweeps.plan("01", {"seed": [1]}), **how)
+
+
+def test_runs_of_a_sweep_keep_their_records_to_themselves(project, monkeypatch):
+    monkeypatch.setenv("NUCTUT_RECORDS", str(project / "own"))
+    assert records.folder_for("lite", "real") == project / "own"
+    monkeypatch.delenv("NUCTUT_RECORDS")
+    assert records.folder_for("lite", "real") == project / "results"
+    assert records.folder_for("lite", "real", "3-epochs") == project / "runs/swept/3-epochs"
+
+
+def test_notebooks_know_no_sweep():
+    assert not hasattr(notebooks, "sweep")
