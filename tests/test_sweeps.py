@@ -29,7 +29,7 @@ SAY = (
     "print(preset, seed, os.environ.get('OMP_NUM_THREADS'), os.environ.get('CUDA_VISIBLE_DEVICES'))"
 )
 FAIL = "1 / (seed - 2)"
-PATIENCE = 90.0  # seconds; what is waited for takes a few on a quiet machine
+PATIENCE = 180.0  # seconds; what is waited for takes a few on a quiet machine
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_without_earlier_runs_the_records_of_the_preset_tell(project):
             path.rename(folder / path.name)
     lite = sweeps.plan("01", {"seed": [1, 2]}, {"preset": "lite"})
     assert sweeps.estimate(lite).seconds == (2 * 110 + 2 * 310) / 2
-    assert "2 seeds" in sweeps.estimate(lite).source
+    assert "the whole chapter by its records at lite" in sweeps.estimate(lite).source
     smoke = sweeps.plan("01", {"seed": [1, 2]})
     assert sweeps.estimate(smoke) is None
     assert "no earlier run" in "\n".join(sweeps.describe(smoke, 1))
@@ -310,7 +310,7 @@ def test_a_sweep_does_every_run_and_tells_of_those_that_fail(project, command, g
     assert status == 1
     assert "seed: 1, 2, 3" in out and "01_tiny, 3 runs in" in out
     assert "1 of 3 runs failed:" in out
-    assert "failed in cell [4]: ZeroDivisionError" in out
+    assert "failed in cell [5]: ZeroDivisionError" in out
     assert "again, by itself: nuctut run 01_tiny -p seed=2" in out
     frame = table(project).set_index("seed")
     assert dict(frame["state"]) == {1: "done", 2: "failed", 3: "done"}

@@ -169,7 +169,10 @@ def local_client(workers: int, devices: list[str]) -> Iterator[Client]:
                 for device in devices
             ]
         cluster = SpecCluster(
-            scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}},
+            scheduler={
+                "cls": Scheduler,
+                "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"},
+            },
             workers={name: {"cls": Nanny, "options": one} for name, one in enumerate(options)},
             silence_logs=logging.CRITICAL,
         )

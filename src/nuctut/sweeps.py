@@ -507,7 +507,7 @@ def estimate(sweep: Sweep) -> Estimate | None:
                 by_seed.setdefault(one.seed, 0.0)
                 by_seed[one.seed] += one.budget["seconds"] + measuring
     if by_seed:
-        source = f"the records of the whole chapter at {preset}, {len(by_seed)} seeds"
+        source = f"the whole chapter by its records at {preset}; less of it takes less"
         return Estimate(statistics.median(by_seed.values()), source)
     return None
 
