@@ -108,9 +108,10 @@ def do_run(
 
 
 def _share_of_the_cores() -> int:
+    from dask.system import CPU_COUNT  # knows the limits of containers too
     from distributed import get_worker
 
-    return max(1, machine.cores() // get_worker().state.nthreads)
+    return max(1, CPU_COUNT // get_worker().state.nthreads)
 
 
 def _wait(process: subprocess.Popen, limit: float) -> bool:

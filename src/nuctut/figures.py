@@ -583,6 +583,44 @@ def rank_chart(
     return _finish(fig, title, source)
 
 
+@plt.rc_context(STYLE)
+def sweep_chart(
+    scores: pd.DataFrame, against: str, *, measure: str, source: str, title: str = ""
+) -> Figure:
+    """A score against a parameter: a dot and its interval per run, a line through their means.
+
+    Args:
+        scores: one row per run and variant, as :func:`nuctut.sweeps.scores` gives them.
+        against: the column along the axis. Runs that differ in ``variant`` or in another
+            parameter that varies get a line of their own; those that differ in ``seed`` share one.
+        measure: what to call the score.
+        source: what data these are, real or simulated.
+    """
+    fixed = {against, "seed", "run", "score", "low", "high"}
+    others = [name for name in scores if name not in fixed and scores[name].nunique() > 1]
+    values = sorted(scores[against].unique())
+    fig, axes = _figure(1, 1, height=3.6)
+    ax = axes.item()
+    groups = list(scores.groupby(others, sort=False)) if others else [((), scores)]
+    for (key, group), colour in zip(groups, PALETTE * 9, strict=False):
+        names = dict(zip(others, key if isinstance(key, tuple) else (key,), strict=True))
+        label = ", ".join(v if k == "variant" else f"{k} = {v}" for k, v in names.items())
+        places = np.array([values.index(value) for value in group[against]], float)
+        places += 0.12 * (group.groupby(against).cumcount() - (group.groupby(against)["run"]
+                          .transform("size") - 1) / 2).to_numpy()  # fmt: skip
+        reach = np.abs(group[["low", "high"]].to_numpy() - group[["score"]].to_numpy()).T
+        ax.errorbar(places, group["score"], reach, fmt="o", ms=4, lw=1, color=colour, alpha=0.8)
+        means = group.groupby(against)["score"].mean()
+        ax.plot([values.index(v) for v in means.index], means, color=colour, lw=1.8, label=label)
+    ax.set_xticks(range(len(values)), [f"{v:g}" if np.isreal(v) else str(v) for v in values])
+    ax.set(xlabel=against, ylabel=measure)
+    ax.grid(axis="y", color="#DDDDDD")
+    ax.set_axisbelow(True)
+    if len(groups) > 1:
+        fig.legend(loc="outside lower center", ncols=2)
+    return _finish(fig, title, source)
+
+
 def _apart_when_tied(placed: pd.DataFrame) -> pd.DataFrame:
     """Ranks with those that tie moved a little apart, so that every line can be followed."""
     heights = placed.copy()

@@ -36,7 +36,7 @@ import pandas as pd
 import psutil
 import yaml
 
-from nuctut import datasets, machine, notebooks, records, scoreboard
+from nuctut import datasets, figures, machine, notebooks, records, scoreboard
 from nuctut.files import locked, replacing
 from nuctut.notebooks import Value
 from nuctut.paths import results_root, runs_root
@@ -461,6 +461,51 @@ def scores(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
             part[end] = frame[f"{variant}{ending}{SCORE}{end}"]
         parts.append(part.dropna(subset="score"))
     return pd.concat(parts, ignore_index=True)
+
+
+def shown(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """`scores` with only those parameters that vary, in their order."""
+    names = varied(frame)
+    chosen = scores(frame, metric)[[*names, "variant", "score", "low", "high"]]
+    return chosen.sort_values([*names, "variant"], ignore_index=True)
+
+
+def draw(frame: pd.DataFrame, place: Path, metric: str, against: str = "") -> Path:
+    """Draw the runs of a sweep as `sweep-<metric>.png`, and return the file.
+
+    Args:
+        frame: The sweep's table.
+        place: Its folder, or the table's file.
+        metric: The score.
+        against: The parameter along the axis; by default the one of most values, but the seed only
+            where nothing else varies.
+
+    Raises:
+        ValueError: When `against` is no parameter that varies, or no run has such a score.
+    """
+    names = varied(frame)
+    if against and against not in names:
+        raise ValueError(f"{against!r} does not vary here, but {', '.join(names) or 'nothing'}.")
+    count = {name: frame[name].nunique() * (name != "seed") for name in names}
+    chosen = against or max(count, key=count.get, default="seed")
+    figure = figures.sweep_chart(
+        scores(frame, metric),
+        chosen,
+        measure=scoreboard.METRIC_NAMES.get(metric, metric),
+        source=source(frame),
+    )
+    path = (place if place.is_dir() else place.parent) / f"{TABLE}-{metric}.png"
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
+
+
+def source(frame: pd.DataFrame) -> str:
+    """What a sweep's scores rest on, for a figure's title: data, preset, device."""
+    parts = [
+        frame[name].dropna().unique() for name in ("data", "preset", "device") if name in frame
+    ]
+    return " · ".join(", ".join(map(str, values)) for values in parts if len(values))
 
 
 # --- how long it will take -----------------------------------------------------------------------
