@@ -3,10 +3,11 @@
 import re
 import sys
 
+import made_records
 import pytest
 from chapter_maker import write_chapter, write_project
 
-from nuctut import book, cli, cluster, datasets, notebooks, sweeps
+from nuctut import book, cli, cluster, datasets, notebooks, records, sweeps
 
 
 @pytest.fixture
@@ -126,6 +127,23 @@ def test_sweep_takes_its_grid_from_options_and_from_a_file(nuctut, project, monk
     assert how == {"scheduler": "", "workers": 3, "threads": None, "limit": 7200.0}
     monkeypatch.setattr(cluster, "carry_out", lambda *_, **how: True)
     assert nuctut("sweep", "run", "01", "-g", "seed=1")[0] == 0, "the long way to say it"
+
+
+def test_sweep_show_tells_and_draws(nuctut, project, tmp_path):
+    folder = tmp_path / "sweep"
+    sweep = sweeps.plan("01", {"seed": [1, 2]}, folder=folder)
+    for run, tp in zip(sweep.runs, (3, 4), strict=True):
+        run.folder.mkdir(parents=True)
+        one = made_records.record(made_records.rows((tp, 1, 0)), variant="net", seed=tp)
+        records.write(one, run.folder / "records")
+        sweeps._finish(run, "done", 5.0)
+    sweeps.write_table(folder)
+    status, out, _ = nuctut("sweep", "show", folder)
+    assert status == 0
+    assert re.search(r"1 +net +0\.857", out) and re.search(r"2 +net +0\.889", out)
+    assert (folder / "sweep-f1_50.png").is_file() and "sweep-f1_50.png" in out
+    status, _, err = nuctut("sweep", "show", folder, "--metric", "f2")
+    assert status == 1 and err.startswith("Error: No run has a score 'f2'")
 
 
 def test_book_passes_its_preset_on(nuctut, monkeypatch):

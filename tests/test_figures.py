@@ -445,3 +445,48 @@ def test_the_rank_chart_puts_the_best_on_top_and_ties_apart():
     assert split[0] != merge[0] and split[0] + merge[0] == 3
     bottom, top = ax.get_ylim()
     assert bottom > top, "rank 1 is on top"
+
+
+# --- sweep_chart ---------------------------------------------------------------------------------
+
+
+def swept(**columns) -> pd.DataFrame:
+    count = len(next(iter(columns.values())))
+    runs = {"run": [f"r{i}" for i in range(count)], "variant": ["a"] * count}
+    score = columns.pop("score")
+    ends = {"low": [s - 0.1 for s in score], "high": [s + 0.2 for s in score]}
+    return pd.DataFrame(runs | columns | {"score": score} | ends)
+
+
+def test_a_swept_score_has_a_dot_per_run_and_a_line_through_their_means():
+    rates, seeds = [0.1, 0.1, 0.01, 0.01], [1, 2, 1, 2]
+    fig = figures.sweep_chart(
+        swept(rate=rates, seed=seeds, score=[0.5, 0.7, 0.2, 0.4]), "rate", measure="F1",
+        source=SOURCE,
+    )  # fmt: skip
+    (ax,) = fig.axes
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.01", "0.1"]
+    dots, means = ax.lines[0], ax.lines[-1]
+    assert sorted(dots.get_ydata()) == [0.2, 0.4, 0.5, 0.7]
+    assert len(set(dots.get_xdata())) == 4, "seeds stand beside each other"
+    np.testing.assert_allclose(means.get_ydata(), [0.3, 0.6])
+    (bars,) = ax.collections
+    np.testing.assert_allclose(
+        sorted(tuple(np.round(one[:, 1], 6)) for one in bars.get_segments()),
+        [(0.1, 0.4), (0.3, 0.6), (0.4, 0.7), (0.6, 0.9)],
+    )
+    assert ax.get_ylabel() == "F1" and not fig.legends and SOURCE in fig.get_suptitle()
+
+
+def test_what_else_varies_gets_a_line_of_its_own():
+    table = swept(rate=[1, 2, 1, 2], width=[8, 8, 16, 16], seed=[1] * 4, score=[0.1, 0.2, 0.3, 0.4])
+    fig = figures.sweep_chart(table, "rate", measure="F1", source=SOURCE)
+    assert legend(fig) == ["width = 8", "width = 16"]
+    table["variant"] = ["a", "a", "b", "b"]
+    fig = figures.sweep_chart(table, "rate", measure="F1", source=SOURCE)
+    assert legend(fig) == ["a, width = 8", "b, width = 16"]
+    fig = figures.sweep_chart(table.drop(columns="width"), "rate", measure="F1", source=SOURCE)
+    assert legend(fig) == ["a", "b"]
+    words = swept(scale=["log", "linear"], score=[0.1, 0.2])
+    fig = figures.sweep_chart(words, "scale", measure="F1", source=SOURCE)
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["linear", "log"]

@@ -267,6 +267,31 @@ def test_scores_come_one_per_run_and_variant(project):
         sweeps.scores(sweeps.table(sweep.folder), "f2")
 
 
+def test_a_sweep_is_drawn_against_what_varies(project):
+    sweep = sweeps.plan("01", {"rate": [0.1, 0.2, 0.3], "seed": [1, 2]})
+    for run in sweep.runs:
+        measured_run(run, 3)
+    frame = sweeps.write_table(sweep.folder)
+    told = sweeps.shown(frame, "f1_50")
+    assert list(told) == ["seed", "rate", "variant", "score", "low", "high"] and len(told) == 6
+    path = sweeps.draw(frame, sweep.folder, "f1_50")
+    assert path == sweep.folder / "sweep-f1_50.png" and path.read_bytes()[:4] == b"\x89PNG"
+    assert sweeps.source(frame).startswith("bbbc039 test (real, 2 images) · smoke · ")
+    csv = sweep.folder / "sweep.csv"
+    assert sweeps.draw(sweeps.read_table(csv), csv, "pixel_iou", "seed").parent == sweep.folder
+    with pytest.raises(ValueError, match="'quick' does not vary here, but seed, rate"):
+        sweeps.draw(frame, sweep.folder, "f1_50", "quick")
+
+
+def test_a_file_that_is_no_table_is_named(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text("run,chapter\n1,2\n")
+    with pytest.raises(ValueError, match=r"other\.csv: .* lacks state, seconds"):
+        sweeps.read_table(path)
+    with pytest.raises(ValueError, match="not a table of a sweep"):
+        sweeps.read_table(tmp_path / "none.csv")
+
+
 def test_a_run_from_another_version_of_its_chapter_is_not_done(project):
     sweep = sweeps.plan("01", {"seed": [1, 2]})
     for run in sweep.runs:
