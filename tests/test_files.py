@@ -1,13 +1,15 @@
-"""Writing beside and renaming: a file is whole, or as it was."""
+"""Writing beside and renaming: a file is whole, or as it was. A folder is one process's."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
 
 import pytest
 
-from nuctut.files import replacing
+from nuctut import files
+from nuctut.files import locked, replacing
 
 
 def test_what_was_written_takes_the_place_of_the_old_file(tmp_path):
@@ -80,3 +82,40 @@ def test_two_processes_use_two_temporary_files(tmp_path):
         assert temporary.read_text() == "mine"
     assert path.read_text() == "mine"
     assert os.listdir(tmp_path) == ["table.csv"]
+
+
+HOLD = """
+import sys, time; from pathlib import Path; from nuctut.files import locked
+with locked(Path(sys.argv[1])) as mine:
+    print(mine, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_locked_until_its_process_is_gone(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "True\n"
+        with locked(tmp_path, wait=False) as mine:
+            assert not mine
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    with locked(tmp_path) as mine:
+        assert mine
+    with locked(tmp_path, wait=False) as mine:
+        assert mine
+
+
+@pytest.mark.parametrize(
+    "failure", [NotImplementedError("no flock"), OSError(files.errno.ENOTSUP, "not supported")]
+)
+def test_where_there_are_no_locks_everybody_works(tmp_path, monkeypatch, failure):
+    """As on some mounted drives: two at work are better than none."""
+
+    def refused(self):
+        raise failure
+
+    monkeypatch.setattr(files.FileLock, "acquire", refused)
+    with locked(tmp_path, wait=False) as mine:
+        assert mine

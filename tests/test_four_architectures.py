@@ -119,6 +119,32 @@ def fitted(monkeypatch) -> list[tuple]:
     return calls
 
 
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_a_network_is_loaded_from_its_folder_alone(trained, sets, variant):
+    made = trained(variant)
+    loaded = experiments.load(made.fit.best.parent, "cpu")
+    assert (loaded.variant, loaded.name, loaded.settings) == (variant, made.name, made.settings)
+    image = sets["test"][0].image
+    np.testing.assert_array_equal(loaded.labels(image), made.labels(image))
+    assert (loaded.rule is None) == (variant == "mask-rcnn")
+
+
+@pytest.mark.parametrize("variant", ["resnet", "mask-rcnn"])
+def test_a_network_that_began_with_published_weights_is_loaded_without_them(
+    variant, monkeypatch, tmp_path
+):
+    """Where they come from must not matter any more; its layers are those of such a network."""
+    begun = NETWORKS[variant](restore=True)
+    assert begun.pretrained
+    monkeypatch.setattr("nuctut.models.pretrained.published_weights", None)
+    settings = dataclasses.replace(SETTINGS, options={})
+    again = chapter.restored(variant, settings, pretrained=True)
+    again.load_state_dict(begun.state_dict())
+    assert again.pretrained and "COCO weights" in chapter.describe(again)
+    scratch = chapter.restored(variant, settings, pretrained=False)
+    assert not scratch.pretrained and "from scratch" in chapter.describe(scratch)
+
+
 # --- the networks -------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,50 @@ def test_a_trained_network_is_not_trained_again(sets, runs, monkeypatch):
         assert torch.equal(again.model.state_dict()[name], weight)
     image = sets["test"][0].image
     np.testing.assert_array_equal(again.probabilities(image), first.probabilities(image))
+
+
+def test_a_network_is_loaded_from_its_folder_alone(sets, runs):
+    made = train(sets, runs, seed=3)
+    (folder,) = runs.iterdir()
+    loaded = experiments.load(folder, "cpu")
+    assert (loaded.variant, loaded.settings) == ("dl-ground-truth", SETTINGS)
+    assert loaded.parameters == made.parameters and loaded.fit.updates == made.fit.updates
+    image = sets["test"][0].image
+    np.testing.assert_array_equal(loaded.labels(image), made.labels(image))
+    about = experiments.describe_fit(folder)
+    assert (about.experiment, about.variant, about.seed) == ("labels_for_free", loaded.variant, 3)
+    assert about.data == {"name": "bbbc039", "source": "simulated", "images": 2} | {
+        "fingerprint": sets["training"].fingerprint
+    }
+    assert about.code == labels_for_free.current_code(about.variant) and not about.pretrained
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda f: (f / "network.json").unlink(), "holds no fit of a chapter"),
+        (lambda f: (f / "network.json").write_text("{}"), "network.json: not the description"),
+        (lambda f: (f / "network.json").write_text("["), "network.json: not the description"),
+        (lambda f: rewrite(f, experiment="other"), "experiment must be one of labels_for_free"),
+        (lambda f: rewrite(f, settings={"epochs": 1}), "has no such network now"),
+        (lambda f: (f / "done.json").unlink(), "is not finished: run its chapter again"),
+        (lambda f: (f / "done.json").write_text("{}"), "its checkpoint cannot be read"),
+        (lambda f: (f / "best.ckpt").write_bytes(b"PK"), "its checkpoint cannot be read"),
+        (lambda f: (f / "best.ckpt").unlink(), "its checkpoint cannot be read"),
+    ],
+)
+def test_a_folder_that_holds_no_network_is_named(sets, runs, spoil, told):
+    train(sets, runs)
+    (folder,) = runs.iterdir()
+    spoil(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=told) as caught:
+        experiments.load(folder, "cpu")
+    assert str(folder) in str(caught.value)
+
+
+def rewrite(folder: Path, **changes) -> None:
+    content = json.loads((folder / "network.json").read_text())
+    (folder / "network.json").write_text(json.dumps(content | changes))
 
 
 def test_other_settings_data_seeds_and_names_are_other_fits(sets, runs, monkeypatch):

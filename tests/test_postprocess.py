@@ -225,3 +225,21 @@ def test_divide_moves_no_pixel_between_nucleus_and_background(density):
         np.testing.assert_array_equal(divided > 0, labels > 0)
         pairs = np.unique(np.stack([divided[divided > 0], labels[divided > 0]]), axis=1)
         assert pairs.shape[1] == divided.max()  # no piece holds two labels
+
+
+# --- rules ---------------------------------------------------------------------------------------
+
+
+def test_rules_are_their_functions_in_steps():
+    rng = np.random.default_rng(5)
+    noise = ndi.gaussian_filter(rng.normal(size=(3, 90, 120)), (0, 4, 4))
+    chances = np.exp(30 * noise) / np.exp(30 * noise).sum(0)
+    for min_area in (0, 40):
+        whole = postprocess.nuclei(chances, min_area)
+        expected = postprocess.give_back(whole, chances.argmax(0) > 0)
+        assert expected.max() > 5
+        labels = postprocess.parted_by_lines(min_area).labels(chances)
+        np.testing.assert_array_equal(labels, expected)
+        mask = postprocess.pieces_of_a_mask(0.4, min_area).labels(chances[1:2])
+        np.testing.assert_array_equal(mask, postprocess.components(chances[1] > 0.4, min_area))
+        assert labels.dtype == mask.dtype == np.int32

@@ -95,10 +95,10 @@ def _inputs_key(notebook: Path, preset: str) -> str:
 
 
 def _records_key(notebook: Path) -> str:
-    """A digest of the records a chapter shows: its own, or all."""
+    """A digest of the records and tables of sweeps that a chapter shows: its own, or all."""
     whose = "" if notebook.stem in READS_ALL_RECORDS else notebook.stem
     return _digest(
-        *_file_digests(results_root(), _files(results_root() / whose, ".json")),
+        *_file_digests(results_root(), _files(results_root() / whose, ".json", ".csv")),
         *_file_digests(runs_root(), _files(runs_root() / "results" / whose, ".json")),
     )
 

@@ -238,9 +238,13 @@ def carry_out(
         workers = len(devices) or workers or local_workers()
         threads = threads or max(1, machine.cores() // workers)
         connection = local_client(workers, devices)
-    with connection as client:
-        _say(console, sweeps.describe(sweep, 0 if scheduler else workers))
-        ended = run_sweep(sweep, client, threads=threads, limit=limit, console=console)
+    try:
+        with connection as client:
+            _say(console, sweeps.describe(sweep, 0 if scheduler else workers))
+            ended = run_sweep(sweep, client, threads=threads, limit=limit, console=console)
+    except KeyboardInterrupt:
+        _say(console, ["Stopped. The same command goes on from here."])
+        raise
     _say(console, sweeps.describe_failures(ended))
     done = sum(outcome.state == "done" for outcome in ended.values())
     table = sweep.folder / f"{sweeps.TABLE}.csv"

@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Whether this process is the only one at work in `folder`, which must exist.
+    """Whether this process is the only one at work in `folder`.
 
     The lock ends with the block, or with the process, however that dies: nothing has to be tidied
     up. Where a file system knows no locks (some mounted drives), everybody gets it.

@@ -57,6 +57,7 @@ class Run:
     Attributes:
         notebook: The chapter.
         given: The parameters it gets.
+        told: What sets it apart from the others, such as "learning_rate=0.001, seed=1".
         folder: Where all of it goes; its name says what was given.
         made_from: Digest of the chapter's code and of which data are real; what is done counts
             only as long as this stays the same.
@@ -64,13 +65,9 @@ class Run:
 
     notebook: Path
     given: Mapping[str, Value] = field(hash=False)
+    told: str
     folder: Path
     made_from: str
-
-    @property
-    def told(self) -> str:
-        """Such as "learning_rate=0.001, seed=1"."""
-        return ", ".join(f"{name}={value}" for name, value in self.given.items()) or "as it stands"
 
     @property
     def command(self) -> str:
@@ -133,9 +130,11 @@ def plan(
     combinations = itertools.product(*values.values())
     runs = []
     for chosen in combinations:
-        given = checked_fixed | dict(zip(values, chosen, strict=True))
+        own = dict(zip(values, chosen, strict=True))
+        told = ", ".join(f"{name}={value}" for name, value in own.items())
+        given = checked_fixed | own
         place = folder.resolve() / notebooks.run_key(given)
-        runs.append(Run(notebook.resolve(), given, place, made_from))
+        runs.append(Run(notebook.resolve(), given, told, place, made_from))
     return Sweep(folder.resolve(), values, checked_fixed, tuple(runs))
 
 

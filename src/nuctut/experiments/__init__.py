@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -178,7 +179,7 @@ def load(folder: Path | str, device: str = "auto") -> Trained:
         ) from error
     try:
         fit = training.finished(model, folder)
-    except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
+    except (RuntimeError, OSError, ValueError, TypeError, KeyError, UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder}: its checkpoint cannot be read ({reason}).") from error
     if fit is None:
@@ -188,6 +189,8 @@ def load(folder: Path | str, device: str = "auto") -> Trained:
 
 def _as_tuples(value: Any) -> Any:
     """JSON's lists as the tuples they were."""
+    if isinstance(value, dict):
+        return {name: _as_tuples(one) for name, one in value.items()}
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
