@@ -2,19 +2,15 @@
 
 import json
 import subprocess
-import sys
-import sysconfig
-import time
-from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 from chapter_maker import write_chapter, write_project
+from processes import NUCTUT, PATIENCE, is_alive, wait_for
 
 from nuctut import experiments
 
-PATIENCE = 180.0  # seconds; what is waited for takes a few on a quiet machine
 EPOCHS = 12
 
 # Two networks, one after the other, as chapter 01 trains them; the second is what is cut short.
@@ -47,17 +43,8 @@ def project(tmp_path, monkeypatch):
 
 
 def start():
-    program = [sys.executable, str(Path(sysconfig.get_path("scripts")) / "nuctut")]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-    return subprocess.Popen([*program, "run", "01", "-p", "seed=1"], **quiet)
-
-
-def wait_for(what, reason):
-    deadline = time.monotonic() + PATIENCE
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"waited in vain: {reason}"
-        time.sleep(0.01)
-    return found
+    return subprocess.Popen([*NUCTUT, "run", "01", "-p", "seed=1"], **quiet)
 
 
 def history(folder):
@@ -75,7 +62,7 @@ def test_a_killed_chapter_reads_back_what_is_finished_and_resumes_the_rest(proje
     family = psutil.Process(chapter.pid).children(recursive=True)
     chapter.kill()
     chapter.wait()
-    wait_for(lambda: not any(one.is_running() for one in family), "the kernel ends too")
+    wait_for(lambda: not any(map(is_alive, family)), "the kernel ends too")
     first, second = fit(project, "first"), fit(project, "second")
     stood = history(second)
     assert 3 <= len(stood) < EPOCHS and not (second / "done.json").exists()

@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import sysconfig
-import time
 from pathlib import Path
 
 import made_records
@@ -14,6 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 from chapter_maker import write_chapter, write_project
+from processes import NUCTUT, PATIENCE, is_alive, wait_for
 
 from nuctut import cluster, notebooks, records, sweeps
 
@@ -29,7 +28,6 @@ SAY = (
     "print(preset, seed, os.environ.get('OMP_NUM_THREADS'), os.environ.get('CUDA_VISIBLE_DEVICES'))"
 )
 FAIL = "1 / (seed - 2)"
-PATIENCE = 180.0  # seconds; what is waited for takes a few on a quiet machine
 
 
 @pytest.fixture
@@ -57,9 +55,8 @@ def command(project):
     begun = []
 
     def start(*words):
-        program = [sys.executable, str(Path(sysconfig.get_path("scripts")) / "nuctut")]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        begun.append(subprocess.Popen([*program, *map(str, words)], **pipes))
+        begun.append(subprocess.Popen([*NUCTUT, *map(str, words)], **pipes))
         return begun[-1]
 
     yield start
@@ -72,14 +69,6 @@ def ended(process):
     """Exit status and output of a process, once it has ended."""
     out, _ = process.communicate(timeout=PATIENCE)
     return process.returncode, out
-
-
-def wait_for(what, reason):
-    deadline = time.monotonic() + PATIENCE
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"waited in vain: {reason}"
-        time.sleep(0.05)
-    return found
 
 
 def starts(project, seed="*"):
@@ -353,12 +342,11 @@ def test_a_sweep_does_every_run_and_tells_of_those_that_fail(project, command, g
 def test_the_run_of_a_killed_worker_is_taken_up_by_another(project, command, go):
     sweep = command("sweep", "01", "-g", "seed=1,2", "--workers", 2)
     first, second = wait_for(lambda: len(starts(project)) == 2 and starts(project), "two runs")
-    worker = psutil.Process(first).parent()
-    kernels = psutil.Process(first).children(recursive=True)
-    worker.kill()
-    gone = [psutil.Process(first) if psutil.pid_exists(first) else None, *kernels]
+    run = psutil.Process(first)
+    kernels = run.children(recursive=True)
+    run.parent().kill()
     wait_for(
-        lambda: not any(one and one.is_running() and one.status() != "zombie" for one in gone),
+        lambda: not any(map(is_alive, [run, *kernels])),
         "the killed worker's run and its kernel end",
     )
     assert psutil.pid_exists(second)
@@ -383,7 +371,7 @@ def test_a_killed_sweep_leaves_nothing_running_and_goes_on_when_started_again(
     assert len(family) >= 3
     sweep.send_signal(signal.SIGKILL)
     wait_for(
-        lambda: not [one for one in family if one.is_running() and one.status() != "zombie"],
+        lambda: not any(map(is_alive, family)),
         "workers, runs and kernels end",
     )
     go()

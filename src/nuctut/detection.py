@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from scipy import ndimage as ndi
+from scipy import sparse
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from .inference import Span
 from .models.mask_rcnn import Detection
 from .samples import SampleSet
 from .targets import dihedral, standardise
@@ -148,41 +150,72 @@ def detections(
     overlap: int = 128,
     mask_threshold: float = 0.5,
 ) -> list[Detection]:
-    """The nuclei of an image of any size, each once, from overlapping tiles.
-
-    The image is normalised as a whole. Detections of two tiles are one nucleus when, within the
-    pixels that both tiles see, their masks have an intersection over union above ½; what agrees
-    with the same detection belongs together too. Of such a group the detection that no tile cuts
-    stands for the nucleus (the one of highest score, if several). Where all are cut, the nucleus
-    is larger than the overlap, and their union stands for it.
+    """The nuclei of an image, each once, from overlapping tiles, see `detections_in_tiles`.
 
     Args:
-        model: The detector.
-        image: (H, W, 3) intensities, any real dtype.
-        tile: Side of a tile in pixels; smaller images are one tile.
-        overlap: By how much neighbouring tiles overlap, in pixels: at least.
-        mask_threshold: Passed to the detector.
+        model, tile, overlap, mask_threshold: See there.
+        image: (H, W, 3) intensities, any real dtype; it is normalised as a whole.
 
     Returns:
-        All detections whatever their score, in pixels of the image. `cut` marks those that only
-        reach the border of a tile: pieces of nuclei, or unions of such.
+        See there.
 
     Raises:
         ValueError: When the image is not (H, W, 3), or overlap is not in 1…tile - 1.
     """
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must be (H, W, 3), not {image.shape}.")
+    pixels = standardise(image)
+    how = {"tile": tile, "overlap": overlap, "mask_threshold": mask_threshold}
+    return detections_in_tiles(
+        model, lambda y, x: pixels[slice(*y), slice(*x)], image.shape[:2], **how
+    )
+
+
+def detections_in_tiles(
+    model: Detector,
+    pixels: Callable[[Span, Span], np.ndarray],
+    shape: tuple[int, int],
+    *,
+    tile: int = 512,
+    overlap: int = 128,
+    mask_threshold: float = 0.5,
+    each: Callable[[list[Window]], Iterable[Window]] = iter,
+) -> list[Detection]:
+    """The nuclei of an image of any size, each once; in memory are a tile and what was found.
+
+    Detections of two tiles are one nucleus when, within the pixels that both tiles see, their masks
+    have an intersection over union above ½; what agrees with the same detection belongs together
+    too. Of such a group the detection that no tile cuts stands for the nucleus (the one of highest
+    score, if several). Where all are cut, the nucleus is larger than the overlap, and their union
+    stands for it.
+
+    Args:
+        model: The detector.
+        pixels: (rows, columns) → (h, w, 3) float32, normalised as a whole.
+        shape: (H, W) of the image.
+        tile: Side of a tile in pixels; smaller images are one tile.
+        overlap: By how much neighbouring tiles overlap, in pixels: at least.
+        mask_threshold: Passed to the detector.
+        each: Called with the windows of the tiles, and gives them: a progress bar.
+
+    Returns:
+        All detections whatever their score, in pixels of the image. `cut` marks those that only
+        reach the border of a tile: pieces of nuclei, or unions of such.
+
+    Raises:
+        ValueError: When overlap is not in 1…tile - 1.
+    """
     if not 0 < overlap < tile:
         raise ValueError(f"overlap must be from 1 to {tile - 1} (tile - 1), not {overlap}.")
-    pixels = torch.from_numpy(standardise(image).transpose(2, 0, 1).copy())
-    sides = [list(_spans(length, tile, overlap)) for length in image.shape[:2]]
+    sides = [list(_spans(length, tile, overlap)) for length in shape]
     windows = [(y[0], x[0], y[1], x[1]) for y, x in product(*sides)]
     found = []
-    for top, left, bottom, right in windows:
-        inside = model.detect([pixels[:, top:bottom, left:right]], mask_threshold)[0]
+    for window in each(windows):
+        top, left, bottom, right = window
+        tensor = torch.from_numpy(pixels((top, bottom), (left, right)).transpose(2, 0, 1).copy())
+        inside = model.detect([tensor], mask_threshold)[0]
         placed = (replace(one, top=one.top + top, left=one.left + left) for one in inside)
-        window = (top, left, bottom, right)
-        found.append([replace(one, cut=_is_cut(one, window, image.shape)) for one in placed])
+        found.append([replace(one, cut=_is_cut(one, window, shape)) for one in placed])
     return _merged(found, windows)
 
 
@@ -209,6 +242,14 @@ def labels_from(
         (H, W) int32 labels, 0 background and 1…N without gaps, by falling score.
     """
     labels = np.zeros(shape, np.int32)
+    paint(found, labels, min_score=min_score, min_area=min_area)
+    return labels
+
+
+def paint(
+    found: Sequence[Detection], labels: np.ndarray, *, min_score: float, min_area: int
+) -> None:
+    """`labels_from`, into (H, W) int32 zeros that may lie in a file."""
     count = 0
     for one in sorted(found, key=lambda one: (one.cut, -one.score)):
         if one.score < min_score:
@@ -220,7 +261,6 @@ def labels_from(
         if 2 * area >= np.count_nonzero(one.mask) and area >= max(1, min_area):
             count += 1
             place[free] = count
-    return labels
 
 
 def _spans(length: int, tile: int, overlap: int) -> Iterator[tuple[int, int]]:
@@ -243,26 +283,51 @@ def _is_cut(one: Detection, window: Window, shape: tuple[int, ...]) -> bool:
 
 
 def _merged(found: list[list[Detection]], windows: list[Window]) -> list[Detection]:
-    """Each nucleus once, from the detections of each tile; see `detections`."""
+    """Each nucleus once, from the detections of each tile; see `detections_in_tiles`."""
     everything = [one for inside in found for one in inside]
     numbers = np.split(np.arange(len(everything)), np.cumsum([len(one) for one in found])[:-1])
-    group = np.arange(len(everything))
-    for (mine, here), (theirs, there) in combinations(zip(numbers, windows, strict=True), 2):
-        common = _common(here, there)
-        for a, b in _near(everything, mine, theirs, common):
-            if group[a] != group[b] and _agree(everything[a], everything[b], common):
-                group[group == group[b]] = group[a]
+    pairs = [
+        pair
+        for first, second in _overlapping(windows)
+        for pair in _same(
+            everything, numbers[first], numbers[second], windows[first], windows[second]
+        )
+    ]
+    ends = np.array(pairs, int).reshape(-1, 2).T
+    links = sparse.coo_array((np.ones(len(pairs)), tuple(ends)), 2 * (len(everything),))
+    _, groups = sparse.csgraph.connected_components(links, directed=False)
     members: dict[int, list[Detection]] = {}
-    for one, number in zip(everything, group, strict=True):
-        members.setdefault(number, []).append(one)
+    for one, group in zip(everything, groups, strict=True):
+        members.setdefault(int(group), []).append(one)
     return [_one_of(same) for same in members.values()]
+
+
+def _overlapping(windows: list[Window]) -> Iterator[tuple[int, int]]:
+    """Pairs of windows, by number, that share pixels; windows come row by row, from the top."""
+    for first, here in enumerate(windows):
+        for second in range(first + 1, len(windows)):
+            there = windows[second]
+            if there[0] >= here[2]:
+                break  # and so do all that follow
+            if there[1] < here[3] and here[1] < there[3]:
+                yield first, second
+
+
+def _same(
+    everything: list[Detection], mine: np.ndarray, theirs: np.ndarray, here: Window, there: Window
+) -> Iterator[tuple[int, int]]:
+    """Pairs of two tiles' detections, by number, that are one nucleus."""
+    common = _common(here, there)
+    for a, b in _near(everything, mine, theirs, common):
+        if _agree(everything[a], everything[b], common):
+            yield a, b
 
 
 def _near(
     everything: list[Detection], mine: np.ndarray, theirs: np.ndarray, common: Window
 ) -> list[tuple[int, int]]:
     """Pairs of two tiles' detections whose boxes overlap within the window both tiles see."""
-    if common[0] >= common[2] or common[1] >= common[3] or not mine.size or not theirs.size:
+    if not mine.size or not theirs.size:
         return []
     a, b = (np.array([_box(everything[i]) for i in those]) for those in (mine, theirs))
     low = np.maximum(np.maximum(a[:, None, :2], b[None, :, :2]), common[:2])
