@@ -1,5 +1,6 @@
 """The command line passes on what it is asked for, and tells errors in one message."""
 
+import os
 import re
 import sys
 
@@ -86,6 +87,13 @@ def test_run_passes_its_parameters_on(nuctut, project, monkeypatch):
     nuctut("run", "01", "-p", "preset=lite", "--parameter", "seed=1")
     nuctut("run", "01", "-p", "text=a=b")
     assert asked == [("01", {"preset": "lite", "seed": "1"}), ("01", {"text": "a=b"})]
+
+
+def test_a_relative_folder_of_runs_is_that_of_whoever_asks(nuctut, project, monkeypatch):
+    """Chapters run in `book/`, and would take it for a folder below that."""
+    monkeypatch.setenv("NUCTUT_RUNS", "mine")
+    monkeypatch.setattr(notebooks, "run_chapter", lambda *_: os.environ["NUCTUT_RUNS"])
+    assert nuctut("run", "01")[1] == f"{project / 'mine'}\n"
 
 
 def test_run_list_shows_the_parameters_and_runs_nothing(nuctut, project):

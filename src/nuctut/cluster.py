@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import queue
 import statistics
 import subprocess
@@ -17,7 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -74,7 +76,7 @@ def do_run(
     """
     if not run.notebook.is_file():
         raise FileNotFoundError(
-            f"{run.notebook} is not there on {os.uname().nodename}: the checkout and the folder of "
+            f"{run.notebook} is not there on {platform.node()}: the checkout and the folder of "
             "runs must lie where all workers see them."
         )
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -124,8 +126,10 @@ def _wait(process: subprocess.Popen, limit: float) -> bool:
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-            one.kill()
+        with suppress(psutil.NoSuchProcess):
+            for one in psutil.Process(process.pid).children(recursive=True):
+                one.kill()
+        process.kill()
         process.wait()
     return False
 
@@ -157,7 +161,6 @@ def local_client(workers: int, devices: list[str]) -> Iterator[Client]:
     """
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     # A run has a process of its own, so the worker's memory says nothing.
     common = {"nthreads": 1, "memory_limit": None, "silence_logs": logging.CRITICAL}
     common |= {"dashboard": False}
@@ -228,6 +231,7 @@ def carry_out(
         raise ValueError(
             "A running scheduler has its workers: give either --scheduler or --workers."
         )
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is told by errors
     console = Console(soft_wrap=True, highlight=False)
     if scheduler:
         connection = client_of(scheduler)
@@ -238,9 +242,9 @@ def carry_out(
         workers = len(devices) or workers or local_workers()
         threads = threads or max(1, machine.cores() // workers)
         connection = local_client(workers, devices)
+    _say(console, sweeps.describe(sweep, 0 if scheduler else workers))
     try:
         with connection as client:
-            _say(console, sweeps.describe(sweep, 0 if scheduler else workers))
             ended = run_sweep(sweep, client, threads=threads, limit=limit, console=console)
     except KeyboardInterrupt:
         _say(console, ["Stopped. The same command goes on from here."])
@@ -355,6 +359,10 @@ class _Drive:
         """How a run ended, also where its workers died one after the other."""
         try:
             return future.result()
+        except CancelledError as error:
+            raise RuntimeError(
+                "The dask scheduler is gone. Start the same sweep again: it does what is left."
+            ) from error
         except Exception as error:
             return sweeps.fail(run, f"{type(error).__name__}: {error}", 0.0)
 
