@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nuctut.inference import fold_normalisation, predict
+from nuctut.inference import fold_normalisation, number_of_tiles, predict, predict_tiles
 from nuctut.models.cnn import SimpleCNN
 from nuctut.models.resnet import FCNResNet
 from nuctut.models.unet import ReducedUNet, UNet
@@ -71,6 +71,38 @@ def test_every_pixel_comes_from_its_own_place(shape, tile, overlap):
     image = np.random.default_rng(0).integers(0, 4096, shape, dtype=np.uint16)
     result = predict(Echo(), image, tile=tile, overlap=overlap, batch_size=3)
     np.testing.assert_allclose(result, echo_of(image), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 90), (77, 130), (130, 16)])
+@pytest.mark.parametrize(("tile", "overlap"), [(32, 0), (48, 32), (1024, 224)])
+def test_tile_by_tile_it_is_the_same_and_no_tile_reads_more_than_itself(shape, tile, overlap):
+    image = np.random.default_rng(0).integers(0, 4096, shape, dtype=np.uint16)
+    how = {"tile": tile, "overlap": overlap}
+    pixels, asked = standardise(image), []
+
+    def read(rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        asked.append(max(rows[1] - rows[0], columns[1] - columns[0]))
+        return pixels[slice(*rows), slice(*columns)]
+
+    result = np.full((2, *shape), np.nan, np.float32)
+    made = list(predict_tiles(Echo(), read, shape, **how))
+    for rows, columns, chances in made:
+        window = result[:, slice(*rows), slice(*columns)]
+        assert np.isnan(window).all()  # no pixel twice
+        window[:] = chances
+    np.testing.assert_array_equal(result, predict(Echo(), image, **how))
+    assert len(made) == number_of_tiles(Echo(), shape, **how) and max(asked) <= tile
+    assert [rows for rows, _, _ in made] == sorted(rows for rows, _, _ in made)
+
+
+def test_a_network_is_left_as_it_was_when_nobody_wants_more_tiles():
+    echo = Echo().train()
+    tiles = predict_tiles(
+        echo, lambda y, x: np.zeros((32, 32), np.float32), (64, 64), tile=32, overlap=0
+    )
+    next(tiles)
+    tiles.close()
+    assert echo.training
 
 
 class Colours(nn.Module):

@@ -10,6 +10,8 @@ from nuctut.targets import (
     IGNORE,
     NUCLEUS,
     SEPARATION,
+    Blocks,
+    Normalisation,
     corner_tiles,
     dihedral,
     separations,
@@ -213,3 +215,25 @@ def test_only_integers_have_a_range():
 def test_a_constant_image_becomes_zeros(scale, value):
     for shape in ((1, 1), (413, 493), (525, 95)):
         assert not standardise(np.full(shape, value), scale).any()
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+@pytest.mark.parametrize("shape", [(1, 7), (128, 5), (129, 5), (700, 31, 3)])
+def test_an_image_in_blocks_of_rows_is_normalised_as_a_whole(scale, shape):
+    image = np.random.default_rng(0).gamma(2, 300, shape).astype(np.uint16)
+    asked = []
+
+    def read(start: int, stop: int) -> np.ndarray:
+        asked.append(stop - start)
+        return image[start:stop]
+
+    normalisation = Normalisation.of(Blocks(read, len(image), image.dtype), scale)
+    values = image.astype(float) - image.min((0, 1))
+    values = np.log1p(values) if scale == "log" else values
+    expected = (values - values.mean((0, 1))) / values.std((0, 1))
+    np.testing.assert_allclose(normalisation.apply(image), expected, atol=1e-4)
+    np.testing.assert_array_equal(normalisation.apply(image), standardise(image, scale))
+    # Any part is what it is in the whole, and nothing large was read on the way.
+    part = normalisation.apply(image[3:9, 2:4])
+    np.testing.assert_array_equal(part, standardise(image, scale)[3:9, 2:4])
+    assert max(asked) <= 128 and sum(asked) == 3 * len(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -41,6 +42,8 @@ Parameters = Annotated[
 
 def main() -> None:
     """Entry point: what goes wrong in an expected way is one message, and exit status 1."""
+    if runs := os.environ.get("NUCTUT_RUNS"):  # chapters run in a folder of their own
+        os.environ["NUCTUT_RUNS"] = str(Path(runs).expanduser().resolve())
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:
@@ -308,6 +311,40 @@ def _pairs(parameter: list[str] | None) -> dict[str, str]:
             raise ValueError(f"The parameter {name!r} is given twice.")
         pairs[name] = value
     return pairs
+
+
+# --- your own images -----------------------------------------------------------------------------
+
+
+@app.command()
+def predict(
+    images: Annotated[list[str], typer.Argument(help="Files, folders of them, or patterns.")],
+    run: Annotated[str, typer.Option(help="A fit: its folder, or the beginning of its name.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")],
+    page: Annotated[
+        int | None, typer.Option(help="The only page to predict, from 0; otherwise all.")
+    ] = None,
+    pixel_size: Annotated[
+        float | None, typer.Option(help="In µm; otherwise what the file says.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Predict again what is there.")
+    ] = False,
+) -> None:
+    """Find nuclei in images of your own: `nuctut predict --run RUN image.tif folder/ -o out/`."""
+    from tqdm import tqdm
+
+    from nuctut import predict as command
+
+    network = command.load(run)
+    typer.echo(f"Network: {network}")
+    how = {"page": page, "pixel_size": pixel_size, "overwrite": overwrite}
+    report = command.predict_files(
+        network, images, out, **how, tell=lambda text: tqdm.write(text, file=sys.stderr)
+    )
+    typer.echo("\n".join(command.summary(report, network)))
+    if report.failed:
+        raise typer.Exit(1)
 
 
 @app.command()

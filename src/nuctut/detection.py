@@ -246,21 +246,29 @@ def labels_from(
     return labels
 
 
-def paint(
-    found: Sequence[Detection], labels: np.ndarray, *, min_score: float, min_area: int
-) -> None:
-    """`labels_from`, into (H, W) int32 zeros that may lie in a file."""
+class Canvas(Protocol):
+    """(H, W) int32 pixels, in memory or in a file; what is read may be a copy."""
+
+    def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray: ...
+
+    def __setitem__(self, window: tuple[slice, slice], values: np.ndarray) -> None: ...
+
+
+def paint(found: Sequence[Detection], labels: Canvas, *, min_score: float, min_area: int) -> None:
+    """`labels_from`, into zeros."""
     count = 0
     for one in sorted(found, key=lambda one: (one.cut, -one.score)):
         if one.score < min_score:
             continue
         height, width = one.mask.shape
-        place = labels[one.top : one.top + height, one.left : one.left + width]
+        window = slice(one.top, one.top + height), slice(one.left, one.left + width)
+        place = labels[window]
         free = one.mask & (place == 0)
         area = np.count_nonzero(free)
         if 2 * area >= np.count_nonzero(one.mask) and area >= max(1, min_area):
             count += 1
             place[free] = count
+            labels[window] = place
 
 
 def _spans(length: int, tile: int, overlap: int) -> Iterator[tuple[int, int]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .targets import standardise
 
+Span = tuple[int, int]  # first row or column, and the one after the last
 
-@torch.inference_mode()
+
 def predict(
     model: nn.Module,
     image: np.ndarray,
@@ -22,15 +24,10 @@ def predict(
     normalise: Callable[[np.ndarray], np.ndarray] = standardise,
     tile: int = 1024,
     overlap: int = 224,
-    batch_size: int = 4,
+    batch_size: int = 1,
     precision: str = "fp32",
 ) -> np.ndarray:
-    """Class probabilities of every pixel.
-
-    The image is normalised as a whole, padded by reflection to a multiple of the network's
-    `stride`, and cut into tiles that overlap; each pixel is taken from the tile in which it lies
-    deepest. Tiles start at multiples of the stride, so that, where half the overlap is no less
-    than the network's `reach`, the grid leaves no trace.
+    """Class probabilities of every pixel, see `predict_tiles`.
 
     Args:
         model: Network with (B, channels, H, W) → (B, C, H, W) logits and an integer `stride`; it
@@ -50,9 +47,50 @@ def predict(
         ValueError: When the image is of another shape, tile and overlap do not fit the stride, or
             the precision is unknown.
     """
-    stride = model.stride
     if image.ndim not in (2, 3):
         raise ValueError(f"image must be (H, W) or (H, W, channels), not {image.shape}.")
+    pixels = normalise(image)
+    how = {"tile": tile, "overlap": overlap, "batch_size": batch_size, "precision": precision}
+    result: np.ndarray | None = None
+    for rows, columns, chances in predict_tiles(
+        model, lambda y, x: pixels[slice(*y), slice(*x)], image.shape[:2], **how
+    ):
+        if result is None:
+            result = np.empty((len(chances), *image.shape[:2]), np.float32)
+        result[:, slice(*rows), slice(*columns)] = chances
+    return result
+
+
+def predict_tiles(
+    model: nn.Module,
+    pixels: Callable[[Span, Span], np.ndarray],
+    shape: tuple[int, int],
+    *,
+    tile: int = 1024,
+    overlap: int = 224,
+    batch_size: int = 1,
+    precision: str = "fp32",
+) -> Iterator[tuple[Span, Span, np.ndarray]]:
+    """Class probabilities of an image of any size, tile by tile.
+
+    The image is padded by reflection to a multiple of the network's `stride`, and cut into tiles
+    that overlap; each pixel is taken from the tile in which it lies deepest. Tiles start at
+    multiples of the stride, so that, where half the overlap is no less than the network's `reach`,
+    the grid leaves no trace.
+
+    Args:
+        model, tile, overlap, batch_size, precision: See `predict`.
+        pixels: (rows, columns) → (h, w) or (h, w, channels) float32, normalised as a whole.
+        shape: (H, W) of the image.
+
+    Yields:
+        Rows, columns and (C, h, w) float32 probabilities of the window that a tile is responsible
+        for. The windows cover the image, each pixel once, from top to bottom.
+
+    Raises:
+        ValueError: When tile and overlap do not fit the stride, or the precision is unknown.
+    """
+    stride = model.stride
     if tile % stride or overlap % (2 * stride) or not 0 <= overlap < tile:
         raise ValueError(
             f"tile must be a multiple of {stride}, and overlap one of {2 * stride} below it; "
@@ -60,30 +98,60 @@ def predict(
         )
     if precision not in ("fp32", "bf16"):
         raise ValueError(f'precision must be "fp32" or "bf16", not {precision!r}.')
-    weights = next(model.parameters())
-    padded = _pad(np.atleast_3d(normalise(image)), stride)
-    spans = [list(_spans(length, tile, overlap)) for length in padded.shape[:2]]
-    windows = [(y, x) for y in spans[0] for x in spans[1]]
-    result: np.ndarray | None = None
+    lines = _padded(shape, stride)
+    tiles = list(product(*(list(_spans(len(line), tile, overlap)) for line in lines)))
     was_training = model.training
     model.eval()
-    for start in range(0, len(windows), batch_size):
-        batch = windows[start : start + batch_size]
-        stack = np.stack([padded[y[0] : y[1], x[0] : x[1]] for y, x in batch])
+    try:
+        for start in range(0, len(tiles), batch_size):
+            batch = tiles[start : start + batch_size]
+            seen = [_at(pixels, lines[0][y[0] : y[1]], lines[1][x[0] : x[1]]) for y, x in batch]
+            for (y, x), chances in zip(batch, _chances(model, seen, precision), strict=True):
+                rows, columns = (y[2], min(y[3], shape[0])), (x[2], min(x[3], shape[1]))
+                inner = slice(rows[0] - y[0], rows[1] - y[0])
+                yield rows, columns, chances[:, inner, columns[0] - x[0] : columns[1] - x[0]]
+    finally:
+        model.train(was_training)
+
+
+def number_of_tiles(
+    model: nn.Module, shape: tuple[int, int], *, tile: int = 1024, overlap: int = 224
+) -> int:
+    """How many tiles `predict_tiles` makes of an image."""
+    lines = _padded(shape, model.stride)
+    return math.prod(len(list(_spans(len(line), tile, overlap))) for line in lines)
+
+
+def _chances(model: nn.Module, tiles: list[np.ndarray], precision: str) -> np.ndarray:
+    """(B, C, h, w) float32 probabilities of tiles that are (h, w, channels)."""
+    device = next(model.parameters()).device
+    with torch.inference_mode():
         # channels last in memory as they are in the image
-        tensor = torch.from_numpy(stack).movedim(-1, 1).to(weights.device)
-        with torch.autocast(weights.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        tensor = torch.from_numpy(np.stack(tiles)).movedim(-1, 1).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = model(tensor)
         logits = logits.float()
         chances = logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
-        chances = chances.cpu().numpy()
-        if result is None:
-            result = np.empty((chances.shape[1], *padded.shape[:2]), np.float32)
-        for (y, x), one in zip(batch, chances, strict=True):
-            inner = one[:, y[2] - y[0] : y[3] - y[0], x[2] - x[0] : x[3] - x[0]]
-            result[:, y[2] : y[3], x[2] : x[3]] = inner
-    model.train(was_training)
-    return result[:, : image.shape[0], : image.shape[1]]
+        return chances.cpu().numpy()
+
+
+def _padded(shape: tuple[int, int], stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of the image at each row and column of the padded one."""
+    extra = [-length % stride for length in shape]
+    mode = "reflect" if all(e < n for e, n in zip(extra, shape, strict=True)) else "edge"
+    rows, columns = (np.pad(np.arange(n), (0, e), mode) for n, e in zip(shape, extra, strict=True))
+    return rows, columns
+
+
+def _at(
+    pixels: Callable[[Span, Span], np.ndarray], rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+    """(h, w, channels) pixels at rows and columns, of which only the padded ones come twice."""
+    spans = [(int(line.min()), int(line.max()) + 1) for line in (rows, columns)]
+    window = np.atleast_3d(pixels(*spans))
+    if window.shape[:2] == (len(rows), len(columns)):
+        return window
+    return window[np.ix_(rows - spans[0][0], columns - spans[1][0])]
 
 
 def fold_normalisation(model: nn.Module) -> nn.Module:
@@ -101,12 +169,6 @@ def fold_normalisation(model: nn.Module) -> nn.Module:
                 block[index] = fuse_conv_bn_eval(first, second)
                 block[index + 1] = nn.Identity()
     return folded
-
-
-def _pad(image: np.ndarray, stride: int) -> np.ndarray:
-    extra = [-length % stride for length in image.shape[:2]]
-    mode = "reflect" if all(e < n for e, n in zip(extra, image.shape, strict=False)) else "edge"
-    return np.pad(image, [*((0, e) for e in extra), (0, 0)], mode=mode)
 
 
 def _spans(length: int, tile: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 from scipy import ndimage as ndi
 
 BACKGROUND, NUCLEUS, SEPARATION, IGNORE = 0, 1, 2, 255
+BLOCK = 128  # rows of an image that are looked at together when its intensities are summed
 
 
 def separations(labels: np.ndarray) -> np.ndarray:
@@ -93,16 +96,83 @@ def standardise(image: np.ndarray, scale: str = "linear") -> np.ndarray:
     Returns:
         float32 of the image's shape; a constant channel becomes zeros (but for "range").
     """
-    if scale == "range":
-        if not np.issubdtype(image.dtype, np.integer):
-            raise ValueError(f'scale="range" needs an integer image, not {image.dtype}.')
-        return image.astype(np.float32) / np.iinfo(image.dtype).max
-    pixels = image.astype(np.float32)
-    pixels -= pixels.min((0, 1))  # so that the mean of a constant image is exact
-    if scale == "log":
-        pixels = np.log1p(pixels)
-    elif scale != "linear":
-        raise ValueError(f'scale must be "linear", "log" or "range", not {scale!r}.')
-    pixels -= pixels.mean((0, 1))
-    deviation = pixels.std((0, 1))
-    return pixels / np.where(deviation > 0, deviation, np.float32(1))
+    blocks = Blocks(lambda start, stop: image[start:stop], len(image), image.dtype)
+    return Normalisation.of(blocks, scale).apply(image)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """An image that is looked at in blocks of rows, so that it need not fit into memory.
+
+    Attributes:
+        read: (start, stop) → those rows, (n, W) or (n, W, C), any real dtype.
+        height: Number of rows.
+        dtype: Of the intensities as they were measured, whatever that of the rows.
+    """
+
+    read: Callable[[int, int], np.ndarray]
+    height: int
+    dtype: np.dtype
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """All rows in blocks that depend on the height alone, and so do sums over them."""
+        for start in range(0, self.height, BLOCK):
+            yield self.read(start, min(start + BLOCK, self.height))
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What `standardise` does to every pixel of one image, known from all of them.
+
+    Attributes:
+        scale: See `standardise`.
+        lowest, mean, deviation: (1,) or (C,) float32. The lowest is taken off first, so that the
+            mean of a constant image is exact; mean and deviation are those of what follows.
+    """
+
+    scale: str
+    lowest: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, blocks: Blocks, scale: str = "linear") -> Normalisation:
+        """The normalisation of an image, which is gone through three times.
+
+        Raises:
+            ValueError: When there is no such scale, or it is "range" and the image not of integers.
+        """
+        if scale not in ("linear", "log", "range"):
+            raise ValueError(f'scale must be "linear", "log" or "range", not {scale!r}.')
+        none, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+        if scale == "range":
+            if not np.issubdtype(blocks.dtype, np.integer):
+                raise ValueError(f'scale="range" needs an integer image, not {blocks.dtype}.')
+            return cls(scale, none, none, one * np.iinfo(blocks.dtype).max)
+        lows = [np.atleast_3d(block).min((0, 1)) for block in blocks]
+        lifted = cls(scale, np.min(lows, 0).astype(np.float32), none, one)
+        mean, _ = _moments(lifted.apply(block) for block in blocks)
+        centred = replace(lifted, mean=mean.astype(np.float32))
+        _, square = _moments(centred.apply(block) for block in blocks)
+        deviation = np.sqrt(square).astype(np.float32)
+        return replace(centred, deviation=np.where(deviation > 0, deviation, one))
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """Any pixels of the image, (..., W) or (..., W, C), normalised; float32."""
+        pixels = pixels.astype(np.float32) - self.lowest
+        if self.scale == "log":
+            np.log1p(pixels, out=pixels)
+        pixels -= self.mean
+        pixels /= self.deviation
+        return pixels
+
+
+def _moments(blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and mean square of each channel, (C,) float64."""
+    count, total, squares = 0, 0.0, 0.0
+    for block in blocks:
+        pixels = np.atleast_3d(block).astype(np.float64)
+        count += pixels.shape[0] * pixels.shape[1]
+        total = total + pixels.sum((0, 1))
+        squares = squares + np.square(pixels, out=pixels).sum((0, 1))
+    return total / count, squares / count

@@ -1,0 +1,116 @@
+"""Labels of images too large to be looked at as a whole: the same ones, band by band."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+from scipy import ndimage as ndi
+from scipy import sparse
+
+from .inference import Span
+from .postprocess import LabelRule, give_back
+
+PIXELS = 2**23  # of a band
+
+Each = Callable[[list[Span], str], Iterable[Span]]
+
+
+class Rows(Protocol):
+    """(H, W) pixels of which rows can be read, be they in memory or in a file."""
+
+    shape: tuple[int, int]
+
+    def __getitem__(self, rows: slice) -> np.ndarray: ...
+
+
+class WritableRows(Rows, Protocol):
+    """Such as can be written too."""
+
+    def __setitem__(self, rows: slice, values: np.ndarray) -> None: ...
+
+
+def bands(shape: tuple[int, int], pixels: int = PIXELS) -> list[Span]:
+    """First row, and row after the last, of bands of about so many pixels, from top to bottom."""
+    rows = max(1, min(shape[0], pixels // shape[1]))
+    return [(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
+
+
+def labels_in_bands(
+    rule: LabelRule,
+    classes: Rows,
+    scratch: WritableRows,
+    *,
+    pixels: int = PIXELS,
+    each: Each = lambda spans, what: spans,
+) -> Iterator[tuple[Span, np.ndarray]]:
+    """What `rule` makes of a class map, exactly as of the whole.
+
+    Args:
+        rule: Its classes are given here; the other steps are taken.
+        classes: (H, W) uint8.
+        scratch: (H, W) int32, which is overwritten.
+        pixels: About how many make a band.
+        each: Called with the bands and what is done to them, and gives the bands: a progress bar.
+
+    Yields:
+        A band, and its (h, W) int32 labels. Over the image they run from 1 to N without gaps, in
+        the order of their cores' first pixels.
+    """
+    numbers = _numbers(rule, classes, scratch, each(bands(classes.shape, pixels), "nuclei"))
+    height = classes.shape[0]
+    for start, stop in each(bands(classes.shape, pixels), "labels"):
+        low, high = max(0, start - rule.growth), min(height, stop + rule.growth)
+        labels = numbers[scratch[low:high]]
+        if rule.growth:
+            labels = give_back(labels, classes[low:high] > 0, rule.growth)
+        yield (start, stop), labels[start - low : stop - low]
+
+
+def _numbers(
+    rule: LabelRule, classes: Rows, scratch: WritableRows, spans: Iterable[Span]
+) -> np.ndarray:
+    """Each band labelled for itself in `scratch`, and the final label of each of these ids."""
+    areas, seams = [np.zeros(1, int)], []
+    above = np.zeros((0, classes.shape[1]), np.int32)
+    count = 0
+    for start, stop in spans:
+        low, high = max(0, start - rule.reach), min(classes.shape[0], stop + rule.reach)
+        cores = rule.cores(classes[low:high])[start - low : stop - low]
+        ids, found = ndi.label(cores, rule.structure)
+        areas.append(np.bincount(ids.ravel(), minlength=found + 1)[1:])
+        ids = np.where(ids > 0, ids + np.int32(count), np.int32(0))
+        seams.append(_meeting(above, ids, rule.structure))
+        scratch[start:stop] = ids
+        above = ids[-1:]
+        count += found
+    return _joined(np.concatenate(areas), np.concatenate(seams), rule.min_area)
+
+
+def _meeting(above: np.ndarray, below: np.ndarray, structure: np.ndarray) -> np.ndarray:
+    """(P, 2) pairs of ids that hang together across a seam, of the rows above and below it."""
+    pairs = [np.zeros((0, 2), np.int32)]
+    if len(above):
+        upper, lower = np.pad(above[0], 1), below[0]
+        for step in np.flatnonzero(structure[0]):  # from the pixel above left to that above right
+            both = np.stack([upper[step : step + len(lower)], lower], 1)
+            pairs.append(np.unique(both[both.all(1)], axis=0))
+    return np.concatenate(pairs)
+
+
+def _joined(areas: np.ndarray, seams: np.ndarray, min_area: int) -> np.ndarray:
+    """The final label of each id, 0 where the nucleus it belongs to is too small; int32.
+
+    Both count in the order of first pixels, so a nucleus comes where the first of its ids does.
+    """
+    edges = sparse.coo_array((np.ones(len(seams)), tuple(seams.T)), (len(areas), len(areas)))
+    _, nucleus = sparse.csgraph.connected_components(edges, directed=False)
+    _, first, nucleus = np.unique(nucleus, return_index=True, return_inverse=True)
+    whole = np.zeros(len(first), int)
+    np.add.at(whole, nucleus, areas)
+    kept = (whole >= min_area) & (first > 0)  # the background is an id too
+    order = np.argsort(first)
+    numbers = np.zeros(len(first), np.int32)
+    numbers[order] = np.where(kept[order], np.cumsum(kept[order]), 0)
+    return numbers[nucleus]

@@ -1,0 +1,674 @@
+"""Nuclei in images of one's own: label files, overlays, and a table of the objects.
+
+Images are read, predicted and written in parts, so that memory does not grow with them. Everything
+of an image is made in a hidden folder beside the results, then its rows are added to the table, and
+at last its files get their names, the label file after the others. So an image whose label file is
+there is done, whenever the program was killed.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import glob
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pandas as pd
+import tifffile
+from matplotlib.colors import to_rgb
+from rich.filesize import decimal
+from tqdm.auto import tqdm
+
+from nuctut import datasets, detection, experiments, figures, images, inference, runs
+from nuctut.bands import bands, labels_in_bands
+from nuctut.files import locked, replacing
+from nuctut.images import DiskArray, ImageFile, Span, Spooled
+from nuctut.targets import Blocks, Normalisation
+
+TABLE = "objects.csv"
+COLUMNS = (
+    "image",
+    "page",
+    "label",
+    "area",
+    "area_um2",
+    "centroid_y",
+    "centroid_x",
+    "top",
+    "left",
+    "bottom",
+    "right",
+    "mean_intensity",
+    "touches_border",
+)
+SCRATCH = ".predicting-"  # beginning of the names of folders that a killed process leaves
+SAME_SCALE = 0.03  # a nucleus larger or smaller by less looks the same to a network
+SCALES = (1 / 20, 20)  # a pixel size further from the network's is a mistake
+SIDE = 2048  # pixels of an overlay, at most
+STRIP = 2**18  # bytes of a label file that are compressed together, about
+CLASSIC = 2**32 - 2**25  # bytes that fit into a TIFF file with offsets of 32 bits
+
+Bar = Callable[..., Iterable]
+Pixels = Callable[[Span, Span], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, and what it learned from.
+
+    Attributes:
+        trained: The network.
+        about: Of its fit.
+    """
+
+    trained: experiments.Trained
+    about: experiments.Description
+
+    @property
+    def pixel_size(self) -> float | None:
+        """Side of a pixel in the images that it learned from, in µm; None if they differ."""
+        spec = datasets.REGISTRY.get(self.about.data["name"])
+        return spec.pixel_size if spec else None
+
+    def __str__(self) -> str:
+        data = self.about.data
+        scale = "of many scales" if self.pixel_size is None else f"{self.pixel_size} µm per pixel"
+        return (
+            f"{self.about.variant}, seed {self.about.seed} ({self.about.experiment}), learned from "
+            f"{data['images']} {data['source']} images of {data['name']}, {scale}"
+        )
+
+
+def load(run: str, device: str = "auto") -> Network:
+    """The network of a fit.
+
+    Args:
+        run: The fit's folder, or its name or the beginning of it, see `runs.find_fit`.
+        device: See `experiments.load`.
+
+    Raises:
+        ValueError, FileNotFoundError: When there is no such fit, or it is not finished.
+    """
+    folder = runs.find_fit(run)
+    return Network(experiments.load(folder, device), experiments.describe_fit(folder))
+
+
+@dataclass(frozen=True)
+class Done:
+    """An image that was predicted.
+
+    Attributes:
+        path: Of the image.
+        nuclei: How many there are on all pages.
+        assumed: Whether it was taken to have the network's scale, because nothing says its own.
+        left_out: How many images of other kinds its file holds.
+    """
+
+    path: Path
+    nuclei: int
+    assumed: bool
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of each image.
+
+    Attributes:
+        done: Those predicted.
+        failed: Those not predicted, by the name they were given by, and why in one sentence.
+        table: The table of objects.
+    """
+
+    done: tuple[Done, ...]
+    failed: dict[str, str]
+    table: Path
+
+    @property
+    def nuclei(self) -> int:
+        """How many there are in all images."""
+        return sum(one.nuclei for one in self.done)
+
+
+def summary(report: Report, network: Network) -> list[str]:
+    """Lines to print at the end: what was done, and what was assumed."""
+    lines = [
+        f"{one.path} holds {one.left_out} more images of other sizes, which were left out."
+        for one in report.done
+        if one.left_out
+    ]
+    assumed = sum(one.assumed for one in report.done)
+    if assumed:
+        lines.append(
+            f"Nothing says the pixel size of {_images(assumed)}: the scale that the network "
+            f"learned, {network.pixel_size} µm per pixel, was assumed; --pixel-size tells another."
+        )
+    if report.done and network.pixel_size is None:
+        lines.append("The network learned from images of many scales: nothing was rescaled.")
+    failed = f", {len(report.failed)} failed" if report.failed else ""
+    counted = f"{_images(len(report.done))}, {report.nuclei:,} nuclei{failed}"
+    return [*lines, f"{counted} → {report.table}" if report.done else counted]
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
+
+
+def predict_files(
+    network: Network,
+    inputs: Sequence[Path | str],
+    out: Path | str,
+    *,
+    page: int | None = None,
+    pixel_size: float | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Predict images, whatever their number and size; what is wrong with one stops no other.
+
+    Of an image `x.tif`, `x_labels.tif` and `x_overlay.png` are written (`x_page0_overlay.png` and
+    so on where the file has several pages), and a row per nucleus in `objects.csv`.
+
+    Args:
+        network: What predicts.
+        inputs: Image files, folders of them (which are not searched further), or patterns.
+        out: Folder of the results; made if need be.
+        page: The only page to predict of each file, counted from 0; by default all of them.
+        pixel_size: Side of a pixel in µm; by default what the file says.
+        overwrite: Predict again what is there already.
+        progress: Show progress bars.
+        tell: Called with "image: why it failed" as soon as that is known.
+
+    Raises:
+        ValueError: When the pixel size or page is no such thing, `out` is not a folder to write
+            to, or another process writes to it.
+    """
+    if pixel_size is not None and not 0 < pixel_size < float("inf"):
+        raise ValueError(f"pixel_size must be a length in µm, not {pixel_size}.")
+    if page is not None and page < 0:
+        raise ValueError(f"page must be 0, the first one, or more, not {page}.")
+    job = _Job(network, _folder(Path(out)), page, pixel_size, overwrite, progress)
+    done, failed = [], {}
+    with locked(job.out, wait=False) as alone:
+        if not alone:
+            raise ValueError(f"{out} is being written to by another process: choose another one.")
+        _tidy(job.out)
+        found, missing = _found(inputs, job.out)
+        taken: dict[str, Path] = {}
+        for path in tqdm(found, "images", disable=not progress or len(found) < 2):
+            reason = missing.get(path)
+            other = taken.setdefault(Path(path).stem, Path(path))
+            try:
+                if reason is None:
+                    done.append(job.predict(Path(path), other))
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                reason = _sentence(error, job.out)
+                if other == Path(path):
+                    del taken[other.stem]  # the name is free for another one
+            if reason:
+                failed[path] = reason
+                tell(f"{path}: {reason}")
+    return Report(tuple(done), failed, job.out / TABLE)
+
+
+def _folder(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out} cannot be a folder of results: {error.strerror}.") from error
+    return out
+
+
+def _sentence(error: Exception, out: Path) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space is left where {out} is: free some, or choose another folder."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}."
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it."
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _found(inputs: Sequence[Path | str], out: Path) -> tuple[list[str], dict[str, str]]:
+    """What to predict, each file once, and what is wrong with names that stand for no file."""
+    found: dict[Path, str] = {}
+    missing: dict[str, str] = {}
+    for given in map(str, inputs):
+        reason = "there is no such file or folder."
+        if Path(given).is_dir():
+            paths = [path for path in sorted(Path(given).iterdir()) if _is_image(path, out)]
+            kinds = ", ".join(images.SUFFIXES)
+            reason = f"holds no images; expected files that end in {kinds}."
+        elif Path(given).exists():
+            paths = [Path(given)]
+        else:
+            paths = sorted(map(Path, glob.glob(given)))
+        for path in paths:
+            found.setdefault(path.resolve(), str(path))
+        if not paths:
+            missing[given] = reason
+    return [*found.values(), *missing], missing
+
+
+def _is_image(path: Path, out: Path) -> bool:
+    """Whether a file in a folder is meant: the results of earlier images are not."""
+    ours = path.name.endswith(("_labels.tif", "_overlay.png")) and path.parent.samefile(out)
+    named = path.suffix.lower() in images.SUFFIXES and not path.name.startswith(".")
+    return named and path.is_file() and not ours
+
+
+# --- one image -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What became of one page: its labels, a row per nucleus, and the picture of both."""
+
+    labels: DiskArray
+    objects: pd.DataFrame
+    overlay: Path
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A network, where its results go, and how; see `predict_files`."""
+
+    network: Network
+    out: Path
+    page: int | None
+    pixel_size: float | None
+    overwrite: bool
+    progress: bool
+
+    def predict(self, path: Path, same_name: Path) -> Done:
+        """Predict all pages of a file, and write what becomes of them; the errors are sentences."""
+        if same_name != path:
+            raise ValueError(
+                f"its results would take the names of those of {same_name}: predict it into "
+                "another folder."
+            )
+        target = self.out / f"{path.stem}_labels.tif"
+        if target.exists() and not self.overwrite:
+            raise ValueError(f"{target} exists: choose another folder, or --overwrite.")
+        with (
+            TemporaryDirectory(prefix=SCRATCH, dir=self.out) as scratch,
+            images.opened(path) as image,
+        ):
+            numbers = self._numbers(image)
+            size = self.pixel_size or image.pixel_size
+            pages = [self._predict_page(path, image, n, size, Path(scratch)) for n in numbers]
+            labels = Path(scratch, target.name)
+            _write_labels(labels, [page.labels for page in pages], _count(pages), size)
+            self._keep(path, [*(page.overlay for page in pages), labels], pages)
+            assumed = size is None and self.network.pixel_size is not None
+            return Done(path, sum(len(p.objects) for p in pages), assumed, image.left_out)
+
+    def _numbers(self, image: ImageFile) -> list[int]:
+        if self.page is None:
+            return list(range(image.pages))
+        if self.page >= image.pages:
+            raise ValueError(
+                f"there is no page {self.page}: it has {image.pages}, counted from 0; choose one."
+            )
+        return [self.page]
+
+    def _predict_page(
+        self, path: Path, image: ImageFile, number: int, size: float | None, scratch: Path
+    ) -> _Page:
+        name = f"{path.stem}_page{number}" if image.pages > 1 else path.stem
+        bar = _bars(name, self.progress)
+        factor = self._factor(size)
+        self._check_room(image, number, factor)
+        folder = scratch / f"page{number}"
+        folder.mkdir()
+        spooled = image.spool(number, folder)
+        labels = DiskArray(scratch / f"labels{number}", spooled.shape, np.int32)
+        for rows, part in _labels(self.network.trained, spooled, factor, folder, bar):
+            labels[slice(*rows)] = part
+        count = _without_gaps(labels) if factor != 1 else _highest(labels)
+        overlay = scratch / f"{name}_overlay.png"
+        objects = _measured(spooled, labels, count, overlay, bar)
+        shutil.rmtree(folder)
+        objects.insert(0, "image", path.name)
+        objects.insert(1, "page", number)
+        objects["area_um2"] = objects["area"] * (size or np.nan) ** 2
+        return _Page(labels, objects[list(COLUMNS)], overlay)
+
+    def _factor(self, size: float | None) -> float:
+        """By which an image is enlarged so that nuclei are as large as the network knows them."""
+        if size is None or self.network.pixel_size is None:
+            return 1.0
+        factor = size / self.network.pixel_size
+        if not SCALES[0] <= factor <= SCALES[1]:
+            raise ValueError(
+                f"its pixels of {size:g} µm are {factor:.3g} times as large as those the network "
+                f"learned from, expected {SCALES[0]:g} to {SCALES[1]:g}: check --pixel-size."
+            )
+        return 1.0 if abs(factor - 1) < SAME_SCALE else factor
+
+    def _check_room(self, image: ImageFile, number: int, factor: float) -> None:
+        """Say that the disk is too small before an hour is spent, not after."""
+        height, width, channels = image.shape(number)
+        pixels = height * width
+        need = pixels * (4 * channels + 4) + pixels * factor**2 * (4 * channels * (factor != 1) + 9)
+        free = shutil.disk_usage(self.out).free
+        if free < need:
+            raise ValueError(
+                f"needs up to {decimal(int(need))} where {self.out} is, while it is predicted, and "
+                f"{decimal(free)} are free: free some, or choose another folder."
+            )
+
+    def _keep(self, path: Path, made: list[Path], pages: list[_Page]) -> None:
+        """Put the results of an image in their places; `made` ends with the labels."""
+        table = self.out / TABLE
+        before = self.out / made[-1].name
+        if before.exists():
+            before.unlink()
+            name = glob.escape(path.stem)
+            for pattern in (f"{name}_overlay.png", f"{name}_page*_overlay.png"):
+                for overlay in self.out.glob(pattern):
+                    owner = overlay.name.removesuffix("_overlay.png")
+                    if not (self.out / f"{owner}_labels.tif").exists():
+                        overlay.unlink()
+            _drop_rows(table, lambda image: Path(image).stem == path.stem)
+        _add_rows(table, pd.concat([page.objects for page in pages]))
+        for file in made:
+            file.replace(self.out / file.name)
+
+
+def _bars(name: str, progress: bool) -> Bar:
+    """Makes a progress bar with the time left for each step of an image."""
+
+    def bar(steps: Iterable, what: str, total: int | None = None) -> Iterable:
+        return tqdm(steps, f"{name}: {what}", total, disable=not progress, leave=False)
+
+    return bar
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+
+def _labels(
+    trained: experiments.Trained, image: Spooled, factor: float, folder: Path, bar: Bar
+) -> Iterator[tuple[Span, np.ndarray]]:
+    """Rows and (h, W) int32 labels of an image, which may have gaps where the scale is another."""
+    if factor == 1:
+        yield from _labels_as_learned(trained, image, folder, bar)
+        return
+    scaled = images.rescaled(image, factor, folder)
+    labels = DiskArray(folder / "scaled_labels", scaled.shape, np.int32)
+    for rows, part in _labels_as_learned(trained, scaled, folder, bar):
+        labels[slice(*rows)] = part
+    down, across = (
+        ((np.arange(n) + 0.5) * m / n).astype(int)
+        for n, m in zip(image.shape, scaled.shape, strict=True)
+    )
+    for start, stop in bands(image.shape):
+        rows = down[start:stop]
+        some = labels[rows[0] : rows[-1] + 1]
+        yield (start, stop), some[np.ix_(rows - rows[0], across)]
+
+
+def _labels_as_learned(
+    trained: experiments.Trained, image: Spooled, folder: Path, bar: Bar
+) -> Iterator[tuple[Span, np.ndarray]]:
+    """Rows and labels of an image that has the network's scale: those of the whole, exactly."""
+    pixels = _normalised(trained, image)
+    if trained.rule is None:
+        labels = _labels_of_detector(trained, pixels, image.shape, folder, bar)
+        yield from (((start, stop), labels[start:stop]) for start, stop in bands(image.shape))
+        return
+    classes = DiskArray(folder / "classes", image.shape, np.uint8)
+    precision = trained.settings.precision
+    tiles = inference.predict_tiles(trained.model, pixels, image.shape, precision=precision)
+    count = inference.number_of_tiles(trained.model, image.shape)
+    for rows, columns, chances in bar(tiles, "network", count):
+        classes[slice(*rows), slice(*columns)] = trained.rule.classes(chances)
+    scratch = DiskArray(folder / "ids", image.shape, np.int32)
+    yield from labels_in_bands(trained.rule, classes, scratch, each=bar)
+
+
+def _labels_of_detector(
+    trained: experiments.Trained, pixels: Pixels, shape: tuple[int, int], folder: Path, bar: Bar
+) -> DiskArray:
+    """What `detection.segment` makes of the whole, of a network that gives nuclei."""
+    found = detection.detections_in_tiles(
+        trained.model, pixels, shape, each=lambda windows: bar(windows, "network")
+    )
+    labels = DiskArray(folder / "painted", shape, np.int32)
+    settings = trained.settings
+    detection.paint(found, labels, min_score=settings.threshold, min_area=settings.min_area)
+    return labels
+
+
+def _normalised(trained: experiments.Trained, image: Spooled) -> Pixels:
+    """Gives any window of an image as the network takes it, normalised as a whole."""
+    width = image.shape[1]
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        return _as_learned(trained, image, (start, stop), (0, width))
+
+    scale = "linear" if trained.rule is None else trained.settings.scale  # see `detection`
+    normalisation = Normalisation.of(Blocks(rows, image.shape[0], image.dtype), scale)
+    return lambda rows, columns: normalisation.apply(_as_learned(trained, image, rows, columns))
+
+
+def _as_learned(
+    trained: experiments.Trained, image: Spooled, rows: Span, columns: Span
+) -> np.ndarray:
+    """A window with the channels that the network takes: grey thrice, or the mean of colours."""
+    pixels = image.read(rows, columns)
+    if trained.channels == 1 and pixels.ndim == 3:
+        return pixels.mean(-1, dtype=np.float64).astype(np.float32)
+    if trained.channels == 3 and pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, -1)
+    return pixels
+
+
+def _highest(labels: DiskArray) -> int:
+    return max(int(labels[start:stop].max()) for start, stop in bands(labels.shape))
+
+
+def _without_gaps(labels: DiskArray) -> int:
+    """Renumber labels of which some may have got lost, being small; gives their number."""
+    seen = np.zeros(_highest(labels) + 1, bool)
+    for start, stop in bands(labels.shape):
+        seen[labels[start:stop]] = True
+    seen[0] = False
+    numbers = np.where(seen, np.cumsum(seen), 0).astype(np.int32)
+    for start, stop in bands(labels.shape):
+        labels[start:stop] = numbers[labels[start:stop]]
+    return int(seen.sum())
+
+
+def _count(pages: Sequence[_Page]) -> int:
+    return max(len(page.objects) for page in pages)
+
+
+def _write_labels(path: Path, pages: Sequence[DiskArray], count: int, size: float | None) -> None:
+    """A TIFF file with the labels of all pages, in strips: ImageJ itself cannot read tiles."""
+    dtype = np.dtype(np.uint16 if count <= np.iinfo(np.uint16).max else np.uint32)
+    height, width = pages[0].shape
+    rows = max(1, STRIP // (width * dtype.itemsize))
+
+    def strips() -> Iterator[bytes]:
+        for labels in pages:
+            for start, stop in bands(labels.shape, width * rows):
+                yield imagecodecs.zlib_encode(labels[start:stop].astype(dtype).tobytes())
+
+    metadata: dict[str, Any] = {"axes": "YX" if len(pages) == 1 else "TYX"}
+    resolution = {}
+    if size is not None:
+        for axis in "XY":
+            metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "µm"}
+        resolution = {"resolution": (1e4 / size, 1e4 / size), "resolutionunit": "CENTIMETER"}
+    bytes_ = len(pages) * height * width * dtype.itemsize
+    with tifffile.TiffWriter(path, bigtiff=bytes_ > CLASSIC, ome=True) as file:
+        file.write(
+            strips(),
+            shape=(height, width) if len(pages) == 1 else (len(pages), height, width),
+            dtype=dtype,
+            photometric="minisblack",
+            compression="zlib",
+            rowsperstrip=rows,
+            metadata=metadata,
+            **resolution,
+        )
+
+
+# --- objects -------------------------------------------------------------------------------------
+
+
+def _measured(
+    image: Spooled, labels: DiskArray, count: int, overlay: Path, bar: Bar
+) -> pd.DataFrame:
+    """A row per nucleus, in the order of labels; the overlay is written to its file."""
+    objects, picture = _Objects(labels.shape, count), _Reduced(labels.shape, len(image.planes))
+    spans = bands(labels.shape)
+    for start, stop in bar(spans, "objects"):
+        low, high = max(0, start - 1), min(labels.shape[0], stop + 1)
+        around, pixels = labels[low:high], image.read((start, stop))
+        edges = figures.outlines(around)[start - low : stop - low]
+        objects.add(start, around[start - low : stop - low], pixels)
+        picture.add(start, pixels, edges)
+    overlay.write_bytes(imagecodecs.png_encode(picture.drawn()))
+    return objects.table()
+
+
+class _Objects:
+    """What is known of each nucleus, gathered from bands of rows."""
+
+    def __init__(self, shape: tuple[int, int], count: int) -> None:
+        self.shape = shape
+        self.area = np.zeros(count + 1, int)
+        self.sums = np.zeros((3, count + 1))  # of rows, columns and intensities
+        self.low = np.full((2, count + 1), max(shape))  # row and column
+        self.high = np.zeros((2, count + 1), int)
+
+    def add(self, start: int, labels: np.ndarray, pixels: np.ndarray) -> None:
+        """A band that begins with the row `start`: (h, W) labels and the image's pixels."""
+        rows, columns = np.nonzero(labels)
+        if not rows.size:
+            return
+        ids, inside = labels[rows, columns], pixels[rows, columns]
+        light = inside.mean(-1, dtype=float) if inside.ndim == 2 else inside.astype(float)
+        rows += start
+        first, last = int(ids.min()), int(ids.max())
+        near, span = ids - first, slice(first, last + 1)
+        self.area[span] += np.bincount(near)
+        for total, values in zip(self.sums, (rows, columns, light), strict=True):
+            total[span] += np.bincount(near, values)
+        for low, high, places in zip(self.low, self.high, (rows, columns), strict=True):
+            np.minimum.at(low, ids, places)
+            np.maximum.at(high, ids, places)
+
+    def table(self) -> pd.DataFrame:
+        """A row per nucleus, in the order of labels."""
+        (top, left), (bottom, right) = self.low[:, 1:], self.high[:, 1:] + 1
+        height, width = self.shape
+        touches = (top == 0) | (left == 0) | (bottom == height) | (right == width)
+        area = self.area[1:]
+        y, x, light = self.sums[:, 1:] / area
+        return pd.DataFrame(
+            {
+                "label": np.arange(1, len(area) + 1),
+                "area": area,
+                "centroid_y": y,
+                "centroid_x": x,
+                "top": top,
+                "left": left,
+                "bottom": bottom,
+                "right": right,
+                "mean_intensity": light,
+                "touches_border": np.where(touches, "true", "false"),
+            }
+        )
+
+
+class _Reduced:
+    """An image and outlines over it, by a whole number smaller, gathered from bands of rows."""
+
+    def __init__(self, shape: tuple[int, int], channels: int) -> None:
+        self.step = -(-max(shape) // SIDE)
+        firsts = [np.arange(0, length, self.step) for length in shape]
+        self.columns = firsts[1]
+        self.pixels = np.zeros((*map(len, firsts), channels))
+        self.edges = np.zeros(tuple(map(len, firsts)), bool)
+        rows, columns = (
+            np.diff(first, append=length) for first, length in zip(firsts, shape, strict=True)
+        )
+        self.areas = np.outer(rows, columns)[..., None]
+
+    def add(self, start: int, pixels: np.ndarray, edges: np.ndarray) -> None:
+        """A band that begins with the row `start`: the image's pixels, and (h, W) bool outlines."""
+        cells = np.arange(start, start + len(edges)) // self.step
+        cells, first = np.unique(cells, return_index=True)
+        sums = np.add.reduceat(np.atleast_3d(pixels), first, dtype=float)
+        self.pixels[cells] += np.add.reduceat(sums, self.columns, 1)
+        some = np.logical_or.reduceat(edges, first)
+        self.edges[cells] |= np.logical_or.reduceat(some, self.columns, 1)
+
+    def drawn(self) -> np.ndarray:
+        """(h, w, 3) uint8: the image from black to white, the outlines in a colour of their own."""
+        image = self.pixels / self.areas
+        view = figures.display_range(image)
+        bright = np.median(view) > 127
+        if not bright:
+            view = figures.display_range(image, gamma=0.6)  # dim nuclei show
+        picture = np.broadcast_to(view, (*self.edges.shape, 3)).copy()
+        colour = figures.GREEN if bright else figures.ORANGE
+        picture[self.edges] = np.round(255 * np.array(to_rgb(colour)))
+        return picture
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def _tidy(out: Path) -> None:
+    """Remove what a killed process left: its folder, and rows of an image that was not done."""
+    for folder in out.glob(f"{SCRATCH}*"):
+        shutil.rmtree(folder)
+    for file in out.glob(f".{TABLE}.*"):
+        file.unlink()
+    _drop_rows(out / TABLE, lambda image: not (out / f"{Path(image).stem}_labels.tif").exists())
+
+
+def _drop_rows(table: Path, unwanted: Callable[[str], bool]) -> None:
+    """Rewrite the table without the rows of some images, and without a torn last one."""
+    if not table.exists():
+        return
+    torn = not table.read_bytes().endswith(b"\n")
+    with table.open(newline="", encoding="utf-8") as file:
+        header, *rows = [tuple(row) for row in csv.reader(file)] or [COLUMNS]
+    if header != COLUMNS and not (torn and not rows):
+        raise ValueError(
+            f"{table} is no table of predicted objects: choose another folder, or move it away."
+        )
+    kept = [row for row in (rows[:-1] if torn else rows) if not unwanted(row[0])]
+    if torn or len(kept) < len(rows):
+        with (
+            replacing(table) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *kept])
+
+
+def _add_rows(table: Path, objects: pd.DataFrame) -> None:
+    """All of an image's rows, or none."""
+    size = table.stat().st_size if table.exists() else 0
+    how = {"index": False, "header": size == 0, "float_format": "%.9g", "lineterminator": "\n"}
+    try:
+        with table.open("a", encoding="utf-8", newline="") as file:
+            file.write(objects.to_csv(**how))
+    except OSError:
+        os.truncate(table, size)
+        raise

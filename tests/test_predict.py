@@ -1,0 +1,756 @@
+"""Nuclei in images of one's own: the same whatever their size and kind, and nothing half done."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import operator
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from scipy import ndimage as ndi
+from skimage.io import imread
+from skimage.measure import regionprops_table
+from torch import Tensor, nn
+
+from nuctut import bands, cli, detection, images, inference, predict, targets
+from nuctut.experiments import Description, labels_for_free
+from nuctut.files import locked
+from nuctut.models.mask_rcnn import Detection
+from nuctut.models.unet import ReducedUNet
+from nuctut.postprocess import LabelRule, parted_by_lines, pieces_of_a_mask
+from nuctut.predict import Network, predict_files
+from nuctut.training import FitResult
+
+LEVELS = (100, 900, 500)  # grey values of background, nucleus and separation
+
+
+class Bright(nn.Module):
+    """What is brighter than the mean is nucleus; remembers what it was given."""
+
+    stride = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.seen.append(tuple(image.shape[1:]))
+        return 20 * self.gain * image.mean(1, keepdim=True)
+
+
+class ByLevel(Bright):
+    """Three classes, told by the grey values above in an image of 16 bits that is not stretched."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.cat([-((image * 65535 - level) ** 2) * self.gain for level in LEVELS], 1)
+
+
+@dataclass
+class Made:
+    """A network as `experiments.load` gives it, made by hand."""
+
+    model: nn.Module = field(default_factory=Bright)
+    rule: LabelRule | None = field(default_factory=pieces_of_a_mask)
+    channels: int = 1
+    scale: str = "linear"
+
+    @property
+    def settings(self) -> Any:
+        return SimpleNamespace(scale=self.scale, precision="fp32")
+
+    def labels(self, image: np.ndarray) -> np.ndarray:
+        normalise = partial(targets.standardise, scale=self.scale)
+        return self.rule.labels(inference.predict(self.model, image, normalise=normalise))
+
+
+def network(made: Made | None = None, data: str = "bbbc039") -> Network:
+    about = {"name": data, "source": "simulated", "fingerprint": "ab", "images": 12}
+    description = Description("labels_for_free", "made", 3, {}, False, about, "cd")
+    return Network(made or Made(), description)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Predicts into `out/`, and gives the report."""
+
+    def call(*inputs: Path, made: Made | None = None, data: str = "bbbc039", **how):
+        return predict_files(network(made, data), inputs, tmp_path / "out", progress=False, **how)
+
+    return call
+
+
+@pytest.fixture
+def nuctut(monkeypatch, capsys, tmp_path):
+    """Runs the command with a network made by hand; exit status, standard output and error."""
+    monkeypatch.setattr(predict, "load", lambda name: network())
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments):
+        words = ["nuctut", "predict", "--run", "made", "-o", tmp_path / "out", *arguments]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        lines = [
+            line.split("\r")[-1].strip() for line in told.err.replace("\x1b[A", "").split("\n")
+        ]
+        return ended.value.code, told.out, [line for line in lines if line and "it/s" not in line]
+
+    return call
+
+
+def nuclei(shape: tuple[int, int] = (90, 120), seed: int = 0) -> np.ndarray:
+    """A mask of blobs, some of them at the border."""
+    return ndi.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 3) > 0.05
+
+
+def grey(mask: np.ndarray, dark: float = 10, light: float = 200, dtype: str = "u1") -> np.ndarray:
+    return np.where(mask, light, dark).astype(dtype)
+
+
+def write(path: Path, pixels: np.ndarray, **how) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        path.write_bytes(imagecodecs.png_encode(pixels))
+        return path
+    colours = pixels.shape[-1] in (3, 4)
+    tifffile.imwrite(path, pixels, photometric="rgb" if colours else "minisblack", **how)
+    return path
+
+
+def labels_of(tmp_path: Path, name: str = "a") -> np.ndarray:
+    return tifffile.imread(tmp_path / "out" / f"{name}_labels.tif")
+
+
+def table_of(tmp_path: Path) -> pd.DataFrame:
+    return pd.read_csv(tmp_path / "out" / "objects.csv")
+
+
+def names(tmp_path: Path) -> set[str]:
+    """What is in the folder of results, but for the lock."""
+    return {path.name for path in (tmp_path / "out").iterdir()} - {".lock"}
+
+
+# --- the same nuclei as on the whole -------------------------------------------------------------
+
+
+def set_bands(monkeypatch, pixels: int) -> None:
+    """Of so many pixels, where nothing else is asked for."""
+    monkeypatch.setattr(predict, "bands", lambda shape, p=pixels: bands.bands(shape, p))
+
+
+@pytest.fixture
+def small_bands(monkeypatch):
+    """Bands of 100 rows or so, in an image that has more than one tile."""
+    set_bands(monkeypatch, 2**17)
+    monkeypatch.setattr(predict, "labels_in_bands", partial(bands.labels_in_bands, pixels=2**17))
+
+
+SHAPE = (1100, 1310)
+
+
+def test_tiles_and_bands_leave_no_trace_in_lines(tmp_path, run, small_bands):
+    rng = np.random.default_rng(0)
+    classes = nuclei(SHAPE).astype(int)
+    classes[(ndi.gaussian_filter(rng.normal(size=SHAPE), 1) > 0.45) & (classes > 0)] = 2
+    image = np.array(LEVELS)[classes] + rng.integers(-50, 50, SHAPE)
+    made = Made(ByLevel(), parted_by_lines(20), scale="range")
+    expected = made.labels(image.astype(np.uint16))
+    run(write(tmp_path / "a.tif", image.astype(np.uint16), tile=(256, 256)), made=made)
+    assert expected.max() > 500
+    np.testing.assert_array_equal(labels_of(tmp_path), expected)
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_tiles_and_bands_leave_no_trace_in_a_mask(tmp_path, run, small_bands, scale):
+    """A network whose probabilities depend on all there is around a pixel."""
+    torch.manual_seed(1)
+    unet = ReducedUNet(channels=(2, 2, 2, 2, 2), last_channels=2, classes=1).eval()
+    image = np.random.default_rng(0).gamma(2, 100, SHAPE).astype(np.uint16)
+    standardised = targets.standardise(image, scale)
+    threshold = float(np.median(inference.predict(unet, image, normalise=lambda _: standardised)))
+    made = Made(unet, pieces_of_a_mask(threshold, 7), scale=scale)
+    expected = made.labels(image)
+    run(write(tmp_path / "a.tif", image, rowsperstrip=17, compression="zlib"), made=made)
+    assert expected.max() > 500
+    np.testing.assert_array_equal(labels_of(tmp_path), expected)
+
+
+def test_a_rescaled_image_gives_the_labels_of_the_rescaled_whole(tmp_path, run, small_bands):
+    mask = nuclei((700, 900))
+    image = grey(mask) + np.random.default_rng(0).integers(0, 9, mask.shape).astype(np.uint8)
+    made = Made(rule=pieces_of_a_mask(0.5, 30))
+    run(write(tmp_path / "a.tif", image), made=made, pixel_size=0.328)
+    rows, columns = (images.resampling(n, n // 2) for n in image.shape)
+    scaled = rows @ image.astype(np.float32)
+    scaled = (columns @ scaled.T).T
+    expected = made.labels(scaled).repeat(2, 0).repeat(2, 1)
+    assert expected.max() > 100
+    np.testing.assert_array_equal(labels_of(tmp_path), expected)
+
+
+class Detector(nn.Module):
+    """Finds what hangs together in a tile, and is the surer the larger it is."""
+
+    def detect(self, images: list[Tensor], mask_threshold: float) -> list[list[Detection]]:
+        labels, _ = ndi.label(images[0][0].numpy() > 0)
+        spans = enumerate(ndi.find_objects(labels), start=1)
+        masks = [(labels[span] == number, span) for number, span in spans]
+        return [[Detection(m, y.start, x.start, 1 - 1 / (1 + m.sum())) for m, (y, x) in masks]]
+
+
+class MadeDetector(Made):
+    """A network that gives nuclei, as chapter 2 has one."""
+
+    @property
+    def settings(self) -> Any:
+        return SimpleNamespace(threshold=0.95, min_area=25)
+
+    def labels(self, image: np.ndarray) -> np.ndarray:
+        how = {"min_score": self.settings.threshold, "min_area": self.settings.min_area}
+        return detection.segment(self.model, image, **how)
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_tiles_leave_no_trace_in_detections(tmp_path, run, small_bands, colours):
+    rng = np.random.default_rng(0)
+    image = (grey(nuclei(SHAPE)) + rng.integers(0, 9, SHAPE)).astype(np.uint8)
+    coloured = (
+        np.stack([image, image // 2, image // 3], -1) if colours else np.stack([image] * 3, -1)
+    )
+    made = MadeDetector(Detector(), None, channels=3)
+    expected = made.labels(coloured)
+    run(write(tmp_path / "a.tif", coloured if colours else image), made=made)
+    assert expected.max() > 500
+    np.testing.assert_array_equal(labels_of(tmp_path), expected)
+
+
+# --- images of every kind ------------------------------------------------------------------------
+
+
+KINDS = {
+    "8 bits": (grey(nuclei()), ".tif"),
+    "12 bits": (grey(nuclei(), 100, 3000, "u2"), ".tif"),
+    "16 bits": (grey(nuclei(), 1000, 60000, "u2"), ".tif"),
+    "float": (grey(nuclei(), 0.1, 0.7, "f4"), ".tif"),
+    "negative": (grey(nuclei(), -5, 7, "i2"), ".tif"),
+    "PNG": (grey(nuclei()), ".png"),
+    "RGB": (np.stack([grey(nuclei(), 5, light) for light in (200, 90, 9)], -1), ".tif"),
+    "RGBA": (np.stack([grey(nuclei(), 5, light) for light in (200, 90, 9, 5)], -1), ".tif"),
+    "RGB of 16 bits": (np.stack([grey(nuclei(), 5, 9999, "u2")] * 3, -1), ".png"),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_every_kind(tmp_path, run, kind, channels):
+    pixels, suffix = KINDS[kind]
+    made = Made(channels=channels)
+    report = run(write(tmp_path / f"a{suffix}", pixels), made=made)
+    expected, count = ndi.label(nuclei())
+    assert (report.nuclei, report.failed, made.model.seen[0][0]) == (count, {}, channels)
+    np.testing.assert_array_equal(labels_of(tmp_path), expected)
+    values = pixels if pixels.ndim == 2 else pixels[..., :3].mean(-1)
+    means = ndi.mean(values, expected, np.arange(1, count + 1))
+    np.testing.assert_allclose(table_of(tmp_path).mean_intensity, means, rtol=1e-6)
+
+
+def test_every_page_is_an_image(tmp_path, run):
+    masks = [nuclei(seed=seed) for seed in range(3)]
+    run(write(tmp_path / "a.tif", np.stack([grey(mask) for mask in masks])))
+    expected = [ndi.label(mask) for mask in masks]
+    np.testing.assert_array_equal(labels_of(tmp_path), [labels for labels, _ in expected])
+    overlays = {f"a_page{number}_overlay.png" for number in range(3)}
+    assert names(tmp_path) == {"a_labels.tif", "objects.csv"} | overlays
+    table = table_of(tmp_path)
+    assert table.groupby("page").size().tolist() == [count for _, count in expected]
+    assert table.groupby("page").label.max().tolist() == [count for _, count in expected]
+
+
+def test_one_page_of_several(tmp_path, run):
+    masks = [nuclei(seed=seed) for seed in range(3)]
+    path = write(tmp_path / "a.tif", np.stack([grey(mask) for mask in masks]))
+    run(path, page=1)
+    np.testing.assert_array_equal(labels_of(tmp_path), ndi.label(masks[1])[0])
+    assert names(tmp_path) == {"a_labels.tif", "objects.csv", "a_page1_overlay.png"}
+    assert set(table_of(tmp_path).page) == {1}
+    report = run(write(tmp_path / "b.tif", grey(masks[0])), path, page=3, overwrite=True)
+    assert [told.split(";")[0] for told in report.failed.values()] == [
+        "there is no page 3: it has 1, counted from 0",
+        "there is no page 3: it has 3, counted from 0",
+    ]
+    assert "a_labels.tif" in names(tmp_path)  # what fails leaves what was there
+
+
+def test_a_network_of_the_range_of_integers_takes_no_others(tmp_path, run):
+    report = run(write(tmp_path / "a.tif", KINDS["float"][0]), made=Made(scale="range"))
+    assert "needs an integer image, not float32" in report.failed[str(tmp_path / "a.tif")]
+
+
+def test_an_image_of_one_value_has_no_nuclei(tmp_path, run):
+    report = run(write(tmp_path / "a.tif", np.full((40, 50), 7, np.uint8)))
+    assert (report.nuclei, report.failed) == (0, {})
+    assert not labels_of(tmp_path).any() and len(table_of(tmp_path)) == 0
+
+
+# --- scale ---------------------------------------------------------------------------------------
+
+
+def ome(width: float, height: float | None = None) -> dict[str, Any]:
+    sides = {"PhysicalSizeX": width, "PhysicalSizeY": height or width}
+    return {"ome": True, "metadata": {"axes": "YX"} | sides}
+
+
+def imagej(size: float) -> dict[str, Any]:
+    return {"imagej": True, "metadata": {"unit": "um"}, "resolution": (1 / size, 1 / size)}
+
+
+GIVEN = {"given": ({}, 0.328), "ome": (ome(0.328), None), "imagej": (imagej(0.328), None)}
+
+
+@pytest.mark.parametrize("source", GIVEN)
+def test_twice_the_magnification_gives_the_same_nuclei(tmp_path, run, source):
+    how, given = GIVEN[source]
+    mask = nuclei()
+    big = np.kron(grey(mask), np.ones((2, 2), np.uint8))
+    made = Made()
+    run(write(tmp_path / "a.tif", grey(mask)), write(tmp_path / "c.tif", big), made=made)
+    assert made.model.seen[1] == (1, 192, 240)  # nothing says that it is another scale
+    report = run(write(tmp_path / "b.tif", big, **how), made=made, pixel_size=given)
+    assert made.model.seen[2] == made.model.seen[0] == (1, 96, 128)
+    assert not report.done[0].assumed
+    once, twice = labels_of(tmp_path), labels_of(tmp_path, "b")
+    assert once.max() == twice.max() == 20
+    # Interpolation moves some pixels on outlines.
+    assert (once.repeat(2, 0).repeat(2, 1) != twice).mean() < 1e-3
+    table = table_of(tmp_path)
+    a, b = (table[table.image == f"{name}.tif"].reset_index() for name in "ab")
+    np.testing.assert_allclose(b.centroid_x, 2 * a.centroid_x + 0.5, atol=0.5)
+    np.testing.assert_allclose(b.area_um2, a.area * 0.656**2, rtol=0.1)
+    assert a.area_um2.isna().all()
+
+
+@pytest.mark.parametrize(
+    ("how", "given", "data", "shape"),
+    [
+        ({"resolution": (72, 72), "resolutionunit": "INCH"}, None, "bbbc039", (1, 96, 128)),
+        ({}, 0.65, "bbbc039", (1, 96, 128)),  # as good as 0.656
+        ({}, 1.312, "bbbc039", (1, 192, 240)),
+        ({}, 1.312, "dsb2018", (1, 96, 128)),  # of many scales
+        (ome(1.312), 0.656, "bbbc039", (1, 96, 128)),  # what is given counts
+        (ome(0.3, 0.4), 0.656, "bbbc039", (1, 96, 128)),
+    ],
+)
+def test_what_is_rescaled(tmp_path, run, how, given, data, shape):
+    made = Made()
+    path = write(tmp_path / "a.tif", grey(nuclei()), **how)
+    report = run(path, made=made, pixel_size=given, data=data)
+    assert made.model.seen == [shape]
+    assert report.done[0].assumed == (given is None)
+
+
+def test_nuclei_that_get_lost_on_the_way_back_leave_no_gaps(tmp_path, run):
+    """Of nuclei one pixel wide at twice the resolution, some fall between those of the image."""
+
+    class Dots(Bright):
+        def forward(self, image: Tensor) -> Tensor:
+            chances = torch.full_like(image[:, :1], -9) * self.gain
+            chances[..., ::3, ::3] = 9
+            return chances
+
+    run(write(tmp_path / "a.tif", grey(nuclei((60, 60)))), made=Made(Dots()), pixel_size=1.312)
+    labels = labels_of(tmp_path)
+    assert sorted(np.unique(labels)) == list(range(labels.max() + 1))
+    assert 100 < labels.max() < 1600 and len(table_of(tmp_path)) == labels.max()
+
+
+def test_a_pixel_size_that_must_be_a_mistake(tmp_path, run):
+    path = write(tmp_path / "a.tif", grey(nuclei()))
+    report = run(path, pixel_size=65.6)
+    assert "100 times as large" in report.failed[str(path)]
+    for size in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="pixel_size must be a length"):
+            run(path, pixel_size=size)
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+def test_the_label_file_is_one_that_every_program_reads(tmp_path, run, pages):
+    stack = np.stack([grey(nuclei((300, 120), seed)) for seed in range(pages)])
+    run(write(tmp_path / "a.tif", stack if pages > 1 else stack[0]), pixel_size=0.5)
+    path = tmp_path / "out" / "a_labels.tif"
+    with tifffile.TiffFile(path) as file:
+        assert len(file.pages) == pages and not file.is_bigtiff
+        for page in file.pages:
+            assert not page.is_tiled and page.dtype == np.uint16 and page.compression == 8
+        assert "µm" in file.ome_metadata
+    for read in (tifffile.imread, imread):
+        np.testing.assert_array_equal(read(path), labels_of(tmp_path))
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(np.array(image), labels_of(tmp_path).reshape(-1, 300, 120)[0])
+        assert image.tag_v2[282] == pytest.approx(20000)  # pixels per centimetre
+    with images.opened(path) as image:
+        assert (image.pages, image.pixel_size) == (pages, 0.5)
+
+
+def test_more_nuclei_than_16_bits_can_count(tmp_path, run):
+    dots = np.zeros((520, 520), bool)
+    dots[::2, ::2] = True
+    report = run(write(tmp_path / "a.tif", grey(dots)))
+    labels = labels_of(tmp_path)
+    assert labels.dtype == np.uint32 and labels.max() == report.nuclei == 260**2
+    with Image.open(tmp_path / "out" / "a_labels.tif") as image:
+        np.testing.assert_array_equal(np.array(image), labels)
+
+
+def test_the_table_is_what_the_labels_say(tmp_path, run, monkeypatch):
+    set_bands(monkeypatch, 7 * 120)
+    rng = np.random.default_rng(0)
+    image = (grey(nuclei(), 1000, 9000, "u2") + rng.integers(0, 500, (90, 120))).astype(np.uint16)
+    run(write(tmp_path / "a.tif", image), pixel_size=0.656)
+    names = ("label", "area", "centroid", "bbox", "mean_intensity")
+    expected = pd.DataFrame(regionprops_table(labels_of(tmp_path), image, properties=names))
+    table = table_of(tmp_path)
+    assert tuple(table) == predict.COLUMNS and set(table.image) == {"a.tif"}
+    ours = ["label", "area", "centroid_y", "centroid_x", "top", "left", "bottom", "right"]
+    np.testing.assert_allclose(table[[*ours, "mean_intensity"]], expected, rtol=1e-7)
+    np.testing.assert_allclose(table.area_um2, expected.area * 0.656**2, rtol=1e-7)
+    labels = labels_of(tmp_path)
+    edge = set(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])) - {0}
+    assert set(table.label[table.touches_border]) == edge and 0 < len(edge) < len(table)
+    assert "true" in (tmp_path / "out" / "objects.csv").read_text()
+
+
+def test_the_overlay_shows_outlines_on_the_image(tmp_path, run):
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 20:50] = True
+    run(write(tmp_path / "a.tif", grey(mask, 100, 3000, "u2")))
+    picture = imread(tmp_path / "out" / "a_overlay.png")
+    edge = mask & ~ndi.binary_erosion(mask)
+    assert picture.shape == (40, 60, 3)
+    assert (picture[edge] == (230, 159, 0)).all()
+    assert (picture[~mask] == 0).all() and (picture[mask & ~edge] == 255).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_overlay_of_a_large_image_is_smaller(tmp_path, run, monkeypatch, channels):
+    monkeypatch.setattr(predict, "SIDE", 50)
+    set_bands(monkeypatch, 7 * 140)
+    mask = np.zeros((101, 140), bool)
+    mask[31:61, 30:90] = True  # a third of 10…20 and of 10…30
+    image = grey(mask)
+    run(write(tmp_path / "a.tif", np.stack([image] * 3, -1) if channels == 3 else image))
+    picture = imread(tmp_path / "out" / "a_overlay.png")
+    assert picture.shape == (34, 47, 3)
+    coloured = (picture == (230, 159, 0)).all(-1)
+    rows, columns = np.nonzero(coloured)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 20, 10, 29)
+    assert not coloured[12:19, 12:28].any() and (picture[12:19, 12:28] == 255).all()
+    assert (picture[:10] == 0).all() and (picture[22:] == 0).all()
+
+
+# --- what is wrong with one stops no other -------------------------------------------------------
+
+
+def test_bad_files_among_good_ones(tmp_path, nuctut):
+    folder = tmp_path / "in"
+    good = grey(nuclei())
+    for name in ("a", "z"):
+        write(folder / f"{name}.tif", good)
+    broken = good.astype(np.float32)
+    broken[3, 4] = np.nan
+    write(folder / "nan.tif", broken)
+    cut = write(folder / "cut.tif", good)
+    cut.write_bytes(cut.read_bytes()[:-5000])
+    write(folder / "five.tif", np.zeros((9, 9, 5), np.uint8), planarconfig="contig")
+    (folder / "text.png").write_text("no image")
+    (folder / "notes.txt").write_text("no image, and nobody says that it is one")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    status, out, err = nuctut(folder, folder / "notes.txt", empty, tmp_path / "*.tif", "gone.tif")
+    assert status == 1
+    assert "2 images" in out and "8 failed → " in out
+    reasons = {
+        folder / "cut.tif": "is cut off",
+        folder / "five.tif": "has 5 channels; expected grey or RGB",
+        folder / "nan.tif": "holds pixels that are NaN or infinite (page 0)",
+        folder / "text.png": "is no image",
+        folder / "notes.txt": "is no image",
+        empty: "holds no images; expected files that end in .tif",
+        tmp_path / "*.tif": "there is no such file or folder",
+        "gone.tif": "there is no such file or folder",
+    }
+    assert len(err) == len(reasons)
+    for (path, reason), line in zip(reasons.items(), err, strict=True):
+        assert line.startswith(f"{path}: {reason}") and line.endswith(".")
+    made = {f"{name}_{what}" for name in "az" for what in ("labels.tif", "overlay.png")}
+    assert names(tmp_path) == made | {"objects.csv"}
+    assert set(table_of(tmp_path).image) == {"a.tif", "z.tif"}
+
+
+def test_good_files_end_with_status_0(tmp_path, nuctut):
+    write(tmp_path / "in" / "a.tif", grey(nuclei()))
+    write(tmp_path / "in" / "b.png", grey(nuclei()))
+    status, out, err = nuctut(f"{tmp_path}/in/*")
+    count = 2 * ndi.label(nuclei())[1]
+    assert (status, err) == (0, [])
+    assert "Network: made, seed 3 (labels_for_free), learned from 12 simulated images" in out
+    assert "pixel size of 2 images: the scale that the network learned, 0.656 µm" in out
+    assert f"2 images, {count} nuclei → {tmp_path / 'out' / 'objects.csv'}\n" in out
+    options = ["--overwrite", "--pixel-size", 0.6, "--page", 0]
+    status, out, _ = nuctut(tmp_path / "in" / "a.tif", *options)
+    assert status == 0 and "assumed" not in out and "1 image, " in out
+
+
+def test_what_is_there_is_not_done_again_unless_asked_for(tmp_path, nuctut):
+    a, b = (write(tmp_path / f"{name}.tif", grey(nuclei())) for name in "ab")
+    assert nuctut(a)[0] == 0
+    before = (tmp_path / "out" / "a_labels.tif").stat().st_mtime_ns
+    status, _, err = nuctut(a, b)
+    target = tmp_path / "out" / "a_labels.tif"
+    assert status == 1
+    assert err == [f"{a}: {target} exists: choose another folder, or --overwrite."]
+    assert target.stat().st_mtime_ns == before and "b_labels.tif" in names(tmp_path)
+
+    write(a, grey(nuclei(seed=5)))
+    assert nuctut(a, "--overwrite")[0] == 0
+    np.testing.assert_array_equal(labels_of(tmp_path), ndi.label(nuclei(seed=5))[0])
+    table = table_of(tmp_path)
+    counts = {"a.tif": ndi.label(nuclei(seed=5))[1], "b.tif": ndi.label(nuclei())[1]}
+    assert table.groupby("image").size().to_dict() == counts
+
+
+def test_overwriting_leaves_no_overlays_of_pages_that_are_gone(tmp_path, run):
+    stack = np.stack([grey(nuclei())] * 2)
+    run(write(tmp_path / "a.tif", stack), write(tmp_path / "a_page9.tif", stack[0]))
+    run(write(tmp_path / "a.tif", stack[0]), overwrite=True)
+    made = {f"a{page}_{what}" for page in ("", "_page9") for what in ("labels.tif", "overlay.png")}
+    assert names(tmp_path) == made | {"objects.csv"}
+
+
+def test_files_of_one_name(tmp_path, run):
+    first, second = (write(tmp_path / folder / "a.tif", grey(nuclei())) for folder in "xy")
+    third = write(tmp_path / "x" / "a.png", grey(nuclei()))
+    report = run(first, tmp_path / "x", second, third, tmp_path / "x" / ".." / "x" / "a.tif")
+    assert [one.path for one in report.done] == [first]
+    assert set(report.failed) == {str(second), str(third)}
+    assert all(f"those of {first}: " in told for told in report.failed.values())
+    notes = tmp_path / "x" / "b.txt"
+    notes.write_text("no image")
+    report = run(notes, write(tmp_path / "b.tif", grey(nuclei())))
+    assert list(report.failed) == [str(notes)] and len(report.done) == 1
+
+
+def test_results_in_the_folder_of_the_images_are_no_images(tmp_path):
+    folder = tmp_path / "in"
+    write(folder / "a.tif", grey(nuclei()))
+    write(folder / "._b.tif", grey(nuclei()))  # such as some systems leave
+    predict_files(network(), [folder], folder, progress=False)
+    report = predict_files(network(), [folder], folder, progress=False, overwrite=True)
+    assert [one.path for one in report.done] == [folder / "a.tif"] and not report.failed
+
+
+def test_out_must_be_a_folder_of_ones_own(tmp_path, run):
+    path = write(tmp_path / "a.tif", grey(nuclei()))
+    with pytest.raises(ValueError, match=r"a\.tif cannot be a folder of results"):
+        predict_files(network(), [path], path, progress=False)
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"), pytest.raises(ValueError, match="by another process"):
+        run(path)
+    (tmp_path / "out" / "objects.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(ValueError, match=r"objects\.csv is no table of predicted objects"):
+        run(path)
+    with pytest.raises(ValueError, match="page must be 0"):
+        run(path, page=-1)
+
+
+def test_a_fit_is_found_by_the_beginning_of_its_name(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("NUCTUT_RUNS", str(tmp_path / "runs"))
+    folder = tmp_path / "runs" / "01_labels_for_free" / "dl-ground-truth--s3--0123456789abcdef"
+    values = [{f.name: None for f in fields(labels_for_free.Settings)}]
+    values += [{"scale": "log", "channels": [2] * 5, "last_channels": 2, "dropout": [0] * 4}]
+    values += [{"normalise": True, "min_area": 0, "precision": "fp32"}]
+    settings = functools.reduce(operator.or_, values)
+    about = {"name": "bbbc039", "source": "real", "fingerprint": "ab", "images": 100}
+    with pytest.raises(ValueError, match="names none of what is below"):
+        predict.load("dl")
+    folder.mkdir(parents=True)
+    made = Description("labels_for_free", "dl-ground-truth", 3, settings, False, about, "cd")
+    (folder / "network.json").write_text(json.dumps(asdict(made)))
+    with pytest.raises(ValueError, match="is not finished"):
+        predict.load("dl")
+    unet = ReducedUNet(channels=(2,) * 5, last_channels=2, dropout=(0,) * 4, normalise=True)
+    torch.save(unet.state_dict(), folder / "best.ckpt")
+    (folder / "history.csv").write_text("step,train_loss,val_loss,learning_rate,seconds\n")
+    done = {f.name: 0 for f in fields(FitResult)}
+    del done["best"], done["history"]
+    (folder / "done.json").write_text(json.dumps(done))
+    loaded = predict.load("01_labels_for_free/dl-ground", device="cpu")
+    assert str(loaded) == (
+        "dl-ground-truth, seed 3 (labels_for_free), learned from 100 real images of bbbc039, "
+        "0.656 µm per pixel"
+    )
+    image = np.random.default_rng(0).integers(0, 4096, (70, 90), dtype=np.uint16)
+    path = write(tmp_path / "a.tif", image)
+    report = predict_files(loaded, [path], tmp_path / "out", progress=False)
+    assert not report.failed
+    np.testing.assert_array_equal(labels_of(tmp_path), loaded.trained.labels(image))
+
+
+# --- no space, and being killed ------------------------------------------------------------------
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+PLACES = {
+    "scratch": (images.DiskArray, "__setitem__"),
+    "labels": (tifffile.TiffWriter, "write"),
+    "overlay": (Path, "write_bytes"),
+    "table": (pd.DataFrame, "to_csv"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_disk_that_is_full_for_one_image(tmp_path, run, place, monkeypatch):
+    paths = [write(tmp_path / f"{name}.tif", grey(nuclei())) for name in "abc"]
+    run(paths[0])
+    owner, method = PLACES[place]
+    real, calls = getattr(owner, method), []
+
+    def once(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        return full() if len(calls) == 1 else real(*arguments, **options)
+
+    monkeypatch.setattr(owner, method, once)
+    report = run(*paths[1:])
+    assert "no space is left where" in report.failed[str(paths[1])]
+    assert [one.path for one in report.done] == paths[2:]
+    made = {f"{name}_{what}" for name in "ac" for what in ("labels.tif", "overlay.png")}
+    assert names(tmp_path) == made | {"objects.csv"}
+    assert set(table_of(tmp_path).image) == {"a.tif", "c.tif"}
+
+
+def test_rows_are_added_whole_or_not_at_all(tmp_path, run, monkeypatch):
+    """A disk that takes a part of the rows, and then no more."""
+    a, b = (write(tmp_path / f"{name}.tif", grey(nuclei())) for name in "ab")
+    run(a)
+    table = tmp_path / "out" / "objects.csv"
+    before, real = table.read_bytes(), pd.DataFrame.to_csv
+
+    def partly(objects: pd.DataFrame, **how: Any) -> None:
+        with table.open("a") as file:
+            file.write(real(objects, **how)[:100])
+        full()
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", partly)
+    assert list(run(b).failed) == [str(b)]
+    assert table.read_bytes() == before
+
+
+def test_a_disk_that_is_too_small_is_seen_at_once(tmp_path, run, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(predict.shutil, "disk_usage", lambda _: usage(10**6, 9 * 10**5, 10**5))
+    path = write(tmp_path / "a.tif", grey(nuclei()))
+    made = Made()
+    told = run(path, made=made).failed[str(path)]
+    assert "needs up to 183.6 kB" in told and "100.0 kB are free" in told
+    assert not made.model.seen and names(tmp_path) == set()
+
+
+def test_a_killed_process_leaves_nothing_that_counts(tmp_path, run):
+    a, b = (write(tmp_path / f"{name}.tif", grey(nuclei())) for name in "ab")
+    run(a)
+    out, table = tmp_path / "out", tmp_path / "out" / "objects.csv"
+    good = table.read_text()
+    # Killed while it worked on b, just before its label file got its name; then while writing rows.
+    (out / ".predicting-abc").mkdir()
+    (out / ".predicting-abc" / "classes").write_bytes(b"0")
+    (out / ".objects.csv.1234").write_text("half of")
+    (out / "b_overlay.png").write_bytes(b"0")
+    rows = good.partition("\n")[2].replace("a.tif", "b.tif")
+    for torn in (rows, rows[:-9], rows + "c.t", rows + 'c.tif,0,1,"', ""):
+        table.write_text(good + torn)
+        report = run(a)
+        assert list(report.failed) == [str(a)]
+        assert table.read_text() == good
+        assert names(tmp_path) == {"a_labels.tif", "a_overlay.png", "b_overlay.png", "objects.csv"}
+    table.write_text(good + rows)
+    run(b)
+    assert table.read_text() == good + rows
+    table.write_text(good[:20])  # killed at the very first row
+    (out / "a_labels.tif").unlink()
+    run(a)
+    assert table.read_text() == good
+
+
+def test_an_interrupt_leaves_nothing_half_done(tmp_path, run):
+    class Interrupted(Bright):
+        def forward(self, image: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    a, b = (write(tmp_path / f"{name}.tif", grey(nuclei())) for name in "ab")
+    run(a)
+    before = names(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(b, made=Made(Interrupted()))
+    assert names(tmp_path) == before
+
+
+# --- large images --------------------------------------------------------------------------------
+
+
+PEAK = """
+import sys
+sys.path.insert(0, {tests!r})
+from functools import partial
+from nuctut import bands, machine, predict
+from test_predict import network
+predict.bands = lambda shape, pixels=2**20: bands.bands(shape, pixels)
+predict.labels_in_bands = partial(bands.labels_in_bands, pixels=2**20)
+report = predict.predict_files(network(), [{path!r}], {out!r}, progress=False)
+assert not report.failed, report.failed
+print(report.nuclei, machine.peak_memory_gb())
+"""
+
+
+@functools.cache
+def tile_of_nuclei() -> np.ndarray:
+    return grey(nuclei((500, 500)), 100, 3000, "u2")
+
+
+def peak(tmp_path: Path, side: int) -> tuple[int, float]:
+    """Nuclei in a compressed image of so many pixels a side, and the memory it took in MB."""
+    path = tmp_path / f"{side}.tif"
+    image = np.tile(tile_of_nuclei(), (side // 500, side // 500))
+    write(path, image, compression="zlib", rowsperstrip=64)
+    code = PEAK.format(tests=str(Path(__file__).parent), path=str(path), out=str(tmp_path / "out"))
+    how = {"capture_output": True, "text": True, "check": True}
+    count, gigabytes = subprocess.run([sys.executable, "-c", code], **how).stdout.split()
+    return int(count), 1000 * float(gigabytes)
+
+
+def test_memory_does_not_grow_with_the_image(tmp_path):
+    """Whatever was kept of every pixel would take 18 MB more per byte of it."""
+    (few, small), (many, large) = peak(tmp_path, 1500), peak(tmp_path, 4500)
+    assert 8 * few < many
+    assert large - small < 30
