@@ -360,3 +360,13 @@ def test_blocks_of_rows_leave_no_trace_in_a_rescaled_image(tmp_path, monkeypatch
     whole = np.atleast_3d(made.read((0, made.shape[0])))
     assert whole.dtype == np.float32
     np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-2)
+
+
+def test_a_file_whose_header_was_to_come_at_its_end_is_cut_off(tmp_path):
+    """As microscopes write it: pixels first, and what they are behind them."""
+    path = tmp_path / "late.tif"
+    tifffile.imwrite(path, GREY)
+    content = path.read_bytes()
+    late = len(content) + 1000
+    path.write_bytes(content[:4] + late.to_bytes(4, "little") + content[8:])
+    assert "cut off" in reason(path)

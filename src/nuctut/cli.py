@@ -339,6 +339,7 @@ def predict(
     network = command.load(run)
     typer.echo(f"Network: {network}")
     how = {"page": page, "pixel_size": pixel_size, "overwrite": overwrite}
+    how["progress"] = sys.stderr.isatty()
     report = command.predict_files(
         network, images, out, **how, tell=lambda text: tqdm.write(text, file=sys.stderr)
     )

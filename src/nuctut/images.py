@@ -208,7 +208,8 @@ class _Tiff:
 
     def __init__(self, file: tifffile.TiffFile) -> None:
         self.file = file
-        len(file.pages)  # goes through all of their headers
+        if not len(file.pages):  # which goes through all of their headers
+            raise _Refused(CUT_OFF)
         self.series = file.series[0]
         self.frames = self.series.levels[0].pages
         self.key = self.series.keyframe
