@@ -148,7 +148,7 @@ def test_sweep_show_tells_and_draws(nuctut, project, tmp_path):
     sweeps.write_table(folder)
     status, out, _ = nuctut("sweep", "show", folder)
     assert status == 0
-    assert re.search(r"1 +net +0\.857", out) and re.search(r"2 +net +0\.889", out)
+    assert re.search(r"net +1 +0\.857", out) and re.search(r"net +2 +0\.889", out)
     assert (folder / "sweep-f1_50.png").is_file() and "sweep-f1_50.png" in out
     status, _, err = nuctut("sweep", "show", folder, "--metric", "f2")
     assert status == 1 and err.startswith("Error: No run has a score 'f2'")

@@ -262,7 +262,9 @@ def test_a_sweep_is_drawn_against_what_varies(project):
         measured_run(run, 3)
     frame = sweeps.write_table(sweep.folder)
     told = sweeps.shown(frame, "f1_50")
-    assert list(told) == ["seed", "rate", "variant", "score", "low", "high"] and len(told) == 6
+    assert list(told) == ["variant", "rate", "seed", "score", "low", "high"]
+    pairs = [(rate, seed) for rate in ("0.1", "0.2", "0.3") for seed in ("1", "2")]
+    assert list(zip(told["rate"], told["seed"], strict=True)) == pairs
     path = sweeps.draw(frame, sweep.folder, "f1_50")
     assert path == sweep.folder / "sweep-f1_50.png" and path.read_bytes()[:4] == b"\x89PNG"
     assert sweeps.source(frame).startswith("bbbc039 test (real, 2 images) · smoke · ")

@@ -463,10 +463,12 @@ def scores(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def shown(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """`scores` with only those parameters that vary, in their order."""
-    names = varied(frame)
-    chosen = scores(frame, metric)[[*names, "variant", "score", "low", "high"]]
-    return chosen.sort_values([*names, "variant"], ignore_index=True)
+    """`scores` with only those parameters that vary, as texts, sorted by their values."""
+    names = sorted(varied(frame), key=lambda name: name == "seed")  # which comes last
+    chosen = scores(frame, metric)[["variant", *names, "score", "low", "high"]]
+    chosen = chosen.sort_values(["variant", *names], ignore_index=True)
+    numbers = chosen[names].select_dtypes("float")
+    return chosen.astype(dict.fromkeys(names, str)).assign(**numbers.map("{:g}".format))
 
 
 def draw(frame: pd.DataFrame, place: Path, metric: str, against: str = "") -> Path:
