@@ -296,7 +296,7 @@ def sweep_show(
     from nuctut import sweeps
 
     place = sweeps.find(sweep)
-    frame = sweeps.read_table(place / "sweep.csv" if place.is_dir() else place)
+    frame = sweeps.read_table(place)
     _print_frame(f"{metric}, with 95 % intervals", sweeps.shown(frame, metric))
     typer.echo(sweeps.draw(frame, place, metric, against))
 

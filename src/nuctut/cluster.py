@@ -82,7 +82,7 @@ def do_run(
     run.folder.mkdir(parents=True, exist_ok=True)
     own = dict.fromkeys(THREADS, str(threads or _share_of_the_cores())) | dict(environment)
     paths = {"notebook": str(run.notebook), "folder": str(run.folder)}
-    asked = asdict(run) | paths | {"since": since, "environment": own}
+    asked = asdict(run) | paths | {"since": since}
     started = time.monotonic()
     with (run.folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+LOCK = ".lock"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -41,10 +43,10 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     up. Where a file system knows no locks (some mounted drives), everybody gets it.
 
     Args:
-        folder: Its file `.lock` is what is locked.
+        folder: Its file `LOCK` is what is locked.
         wait: Wait until the folder is free; otherwise the block gets False where it is not.
     """
-    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0, fallback_to_soft=False)
+    lock = FileLock(folder / LOCK, timeout=-1 if wait else 0, fallback_to_soft=False)
     held = True
     try:
         lock.acquire()

@@ -55,7 +55,7 @@ def parted_by_lines(min_area: int = 0) -> LabelRule:
     """The rule of `nuclei` followed by `give_back`, for probabilities of three classes."""
     return LabelRule(
         classes=lambda probabilities: probabilities.argmax(0).astype(np.uint8),
-        cores=lambda classes: (classes != BACKGROUND) & ~separation_lines(classes),
+        cores=_parted,
         reach=LINES_REACH,
         structure=SQUARE,
         min_area=min_area,
@@ -97,8 +97,12 @@ def nuclei(probabilities: np.ndarray, min_area: int = 0) -> np.ndarray:
 
 def from_classes(classes: np.ndarray, min_area: int = 0) -> np.ndarray:
     """`nuclei`, from an (H, W) map of the most probable classes."""
-    labels, _ = ndi.label((classes != BACKGROUND) & ~separation_lines(classes), SQUARE)
-    return _large_enough(labels, min_area)
+    return _large_enough(ndi.label(_parted(classes), SQUARE)[0], min_area)
+
+
+def _parted(classes: np.ndarray) -> np.ndarray:
+    """(H, W) bool mask of nucleus or separation, without the separation lines."""
+    return (classes != BACKGROUND) & ~separation_lines(classes)
 
 
 def components(mask: np.ndarray, min_area: int = 0) -> np.ndarray:

@@ -27,12 +27,11 @@ import psutil
 from rich.filesize import decimal
 
 from nuctut import experiments, sweeps
-from nuctut.files import locked
+from nuctut.files import LOCK, locked
 from nuctut.paths import runs_root
 
 STATES = ("finished", "running", "broken", "orphaned")
-RECORDS, SWEEPS = ("results", "swept"), "sweeps"  # the other folders are chapters
-LOCK = ".lock"
+RECORDS = ("results", "swept")  # these and that of the sweeps aside, all folders are chapters
 DAY = 24 * 3600.0
 # Of `files.replacing` and `notebooks.execute`: .name.PID, and .name.PID.ipynb
 TEMPORARY = re.compile(r"\..+\.(\d{1,9})(\.ipynb)?")
@@ -79,7 +78,7 @@ def inventory(root: Path | None = None) -> list[Entry]:
     entries = [_fit(root, folder) for folder in fit_folders(root)]
     for chapter in _chapters(root):
         entries += [_notebook(root, path) for path in _visible(chapter) if path.suffix == ".ipynb"]
-    entries += [_sweep(root, folder) for folder in _folders(root / SWEEPS)]
+    entries += [_sweep(root, folder) for folder in _folders(root / sweeps.SWEEPS)]
     entries += [_records(root, folder) for folder in _record_folders(root)]
     entries += [_entry(root, path, "leftover", "orphaned", note) for path, note in _leftovers(root)]
     return sorted(entries, key=lambda entry: entry.name)
@@ -173,7 +172,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _chapters(root: Path) -> list[Path]:
-    return [folder for folder in _folders(root) if folder.name not in (*RECORDS, SWEEPS)]
+    return [folder for folder in _folders(root) if folder.name not in (*RECORDS, sweeps.SWEEPS)]
 
 
 def _files(path: Path) -> Iterator[Path]:

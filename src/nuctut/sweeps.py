@@ -36,12 +36,13 @@ import pandas as pd
 import psutil
 import yaml
 
-from nuctut import datasets, figures, machine, notebooks, records, scoreboard
+from nuctut import datasets, machine, notebooks, records, scoreboard
 from nuctut.files import locked, replacing
 from nuctut.notebooks import Value
 from nuctut.paths import results_root, runs_root
 
 OUTCOME, NOTEBOOK, TABLE = "run.json", "notebook.ipynb", "sweep"
+SWEEPS = "sweeps"  # the folder below `runs/`
 SCORE = ":"  # between the variant, the metric and the end of its interval in a column's name
 EXIT = {"done": 0, "failed": 3, "busy": 4}  # statuses of the process of a run
 ABOUT_A_RUN = ("run", "chapter", "state", "seconds", "device", "data", "git_commit", "finished")
@@ -125,7 +126,7 @@ def plan(
     if folder is None:
         key = notebooks.run_key({"grid": json.dumps(values, sort_keys=True)} | checked_fixed)
         names = "-".join(values)
-        folder = runs_root() / "sweeps" / f"{notebook.stem}--{names[:60]}--{key[-8:]}"
+        folder = runs_root() / SWEEPS / f"{notebook.stem}--{names[:60]}--{key[-8:]}"
     made_from = _made_from(notebook)
     combinations = itertools.product(*values.values())
     runs = []
@@ -221,6 +222,7 @@ class Outcome:
         made_from: See `Run`.
         device, data, git_commit: What it ran on, and measured on; empty where it measured nothing.
         error: Of a failed run: the cell that failed, and why.
+        scores: Of a done run, by column, see `table`.
     """
 
     state: str
@@ -233,6 +235,7 @@ class Outcome:
     data: str = ""
     git_commit: str = ""
     error: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_outcome(folder: Path) -> Outcome | None:
@@ -257,20 +260,39 @@ def fail(run: Run, error: str, seconds: float) -> Outcome:
 
 
 def _finish(run: Run, state: str, seconds: float, error: str = "") -> Outcome:
-    defaults = {p.name: p.default for p in notebooks.read_parameters(run.notebook).values()}
+    measured = records.read_all(run.folder / "records")
     outcome = Outcome(
         state=state,
         seconds=round(seconds, 1),
         finished=time.time(),
         chapter=run.notebook.stem,
-        parameters=defaults | dict(run.given),
+        parameters=_parameters(run),
         made_from=run.made_from,
         error=error,
-        **_provenance(records.read_all(run.folder / "records")),
+        scores=_scores(measured) if state == "done" else {},
+        **_provenance(measured),
     )
     with replacing(run.folder / OUTCOME) as path:
         path.write_text(json.dumps(asdict(outcome), indent=1), encoding="utf-8")
     return outcome
+
+
+def _parameters(run: Run) -> dict[str, Value]:
+    """All the chapter's parameters, those given and those left as they are."""
+    defaults = {p.name: p.default for p in notebooks.read_parameters(run.notebook).values()}
+    return defaults | dict(run.given)
+
+
+def _scores(measured: Sequence[records.Record]) -> dict[str, float]:
+    """Scores and their intervals, by column; what a record does not measure has none."""
+    columns = {}
+    for one in measured:
+        for metric, score in one.scores.items():
+            if not np.isnan(score):
+                name = f"{one.variant}{SCORE}{metric}"
+                low, high = scoreboard.interval(scoreboard.resampled([one], metric))
+                columns |= {name: score, f"{name}{SCORE}low": low, f"{name}{SCORE}high": high}
+    return columns
 
 
 def _provenance(measured: Sequence[records.Record]) -> dict[str, str]:
@@ -295,8 +317,6 @@ def main() -> None:
     notebook is kept as far as it came.
     """
     asked = json.loads(sys.stdin.readline())
-    for name, value in asked.pop("environment").items():
-        os.environ[name] = value
     since = asked.pop("since")
     run = Run(**asked | {"notebook": Path(asked["notebook"]), "folder": Path(asked["folder"])})
     threading.Thread(target=_end_with_whoever_asked, daemon=True).start()
@@ -369,21 +389,8 @@ def _row(place: Path, outcome: Outcome) -> dict[str, Any]:
     row |= dict(outcome.parameters or {})
     row |= {name: getattr(outcome, name) for name in ("seconds", "device", "data", "git_commit")}
     row |= {"finished": finished, "error": outcome.error.partition("\n")[0]}
-    if outcome.state == "done":
-        for measured in records.read_all(place / "records"):
-            row |= _scores(measured)
+    row |= dict(outcome.scores)
     return {name: None if value == "" else value for name, value in row.items()}
-
-
-def _scores(measured: records.Record) -> dict[str, float]:
-    """A record's scores and their intervals, by column; what it does not measure has none."""
-    columns = {}
-    for metric, score in measured.scores.items():
-        if not np.isnan(score):
-            name = f"{measured.variant}{SCORE}{metric}"
-            low, high = scoreboard.interval(scoreboard.resampled([measured], metric))
-            columns |= {name: score, f"{name}{SCORE}low": low, f"{name}{SCORE}high": high}
-    return columns
 
 
 def write_table(folder: Path) -> pd.DataFrame:
@@ -406,7 +413,7 @@ def find(text: str = "") -> Path:
     """
     if text and Path(text).exists():
         return Path(text).resolve()
-    known = {path.parent.name: path for path in (runs_root() / "sweeps").glob(f"*/{TABLE}.csv")}
+    known = {path.parent.name: path for path in (runs_root() / SWEEPS).glob(f"*/{TABLE}.csv")}
     if not text and known:
         return max(known.values(), key=lambda path: path.stat().st_mtime).parent
     fitting = [path for name, path in known.items() if name.startswith(text)]
@@ -417,11 +424,12 @@ def find(text: str = "") -> Path:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A sweep's table from its CSV or Parquet file.
+    """A sweep's table from its CSV or Parquet file, or from the sweep's folder.
 
     Raises:
         ValueError: When the file is no such table, naming it and what it lacks.
     """
+    path = path / f"{TABLE}.csv" if path.is_dir() else path
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError) as error:
@@ -484,6 +492,8 @@ def draw(frame: pd.DataFrame, place: Path, metric: str, against: str = "") -> Pa
     Raises:
         ValueError: When `against` is no parameter that varies, or no run has such a score.
     """
+    from nuctut import figures  # here, because every process of a run would wait for it
+
     names = varied(frame)
     if against and against not in names:
         raise ValueError(f"{against!r} does not vary here, but {', '.join(names) or 'nothing'}.")
@@ -535,11 +545,10 @@ def estimate(sweep: Sweep) -> Estimate | None:
     variant, so a chapter's is the sum over the variants.
     """
     notebook = sweep.runs[0].notebook
-    defaults = {p.name: p.default for p in notebooks.read_parameters(notebook).values()}
-    preset = (defaults | dict(sweep.runs[0].given)).get("preset")
+    preset = _parameters(sweep.runs[0]).get("preset")
     earlier = [
         outcome.seconds
-        for path in sorted((runs_root() / "sweeps").glob(f"*/*/{OUTCOME}"))
+        for path in sorted((runs_root() / SWEEPS).glob(f"*/*/{OUTCOME}"))
         if (outcome := read_outcome(path.parent)) and outcome.state == "done"
         if outcome.chapter == notebook.stem and (outcome.parameters or {}).get("preset") == preset
     ]

@@ -229,10 +229,32 @@ def fit_or_take_up(
     return training.fit(model, loss, *fed, folder, how, progress=progress)
 
 
-def learned_from(samples: SampleSet) -> dict[str, Any]:
-    """The `data` of a `Description`."""
-    names = ("name", "source", "fingerprint")
-    return {name: getattr(samples, name) for name in names} | {"images": len(samples)}
+def description(
+    module: str,
+    variant: str,
+    seed: int,
+    settings: Any,
+    samples: SampleSet,
+    code: str,
+    pretrained: bool = False,
+) -> Description:
+    """What a fit's folder is to say of its network.
+
+    Args:
+        module: `__name__` of the experiment's module.
+        variant, seed, settings, code, pretrained: See `Description`.
+        samples: What the network learns from.
+    """
+    about = ("name", "source", "fingerprint")
+    return Description(
+        experiment=module.rpartition(".")[2],
+        variant=variant,
+        seed=seed,
+        settings=asdict(settings),
+        pretrained=pretrained,
+        data={name: getattr(samples, name) for name in about} | {"images": len(samples)},
+        code=code,
+    )
 
 
 def fit_key(*parts: Any, code: Iterable[str]) -> str:

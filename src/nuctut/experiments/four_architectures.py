@@ -16,14 +16,13 @@ from torch.utils.data import Dataset
 
 from nuctut import detection, inference, postprocess, targets, training
 from nuctut.experiments import (
-    Description,
     Measured,
     Segmented,
     code_digest,
+    description,
     fit_key,
     fit_or_take_up,
     fit_settings,
-    learned_from,
     measure,
     random_crops,
     ready,
@@ -183,6 +182,7 @@ def train(
     loss = None
     if variant != "mask-rcnn":
         loss = IoULoss(iou=settings.iou, cross_entropy=settings.cross_entropy)
+    about = (variant, seed, settings, train_set, current_code(variant), pretrained)
     fit = fit_or_take_up(
         model,
         loss,
@@ -190,15 +190,7 @@ def train(
         (train_set, validation_set),
         folder,
         how,
-        Description(
-            experiment="four_architectures",
-            variant=variant,
-            seed=seed,
-            settings=asdict(settings),
-            pretrained=pretrained,
-            data=learned_from(train_set),
-            code=current_code(variant),
-        ),
+        description(__name__, *about),
         progress=progress,
     )
     return Trained(variant, ready(model, device), fit, settings)

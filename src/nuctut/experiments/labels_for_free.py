@@ -14,14 +14,13 @@ import torch
 from nuctut import classical, inference, postprocess, targets, training
 from nuctut.experiments import (
     ClassMap,
-    Description,
     Measured,
     Segmented,
     code_digest,
+    description,
     fit_key,
     fit_or_take_up,
     fit_settings,
-    learned_from,
     measure,
     random_crops,
     ready,
@@ -129,6 +128,7 @@ def train(
     folder = runs / f"{variant}--s{seed}--{key}"
     torch.manual_seed(seed)
     model = _network(settings)
+    about = (variant, seed, settings, train_set, current_code(variant))
     fit = fit_or_take_up(
         model,
         LogDiceLoss(cross_entropy=settings.cross_entropy),
@@ -136,15 +136,7 @@ def train(
         (train_set, validation_set),
         folder,
         how,
-        Description(
-            experiment="labels_for_free",
-            variant=variant,
-            seed=seed,
-            settings=asdict(settings),
-            pretrained=False,
-            data=learned_from(train_set),
-            code=current_code(variant),
-        ),
+        description(__name__, *about),
         progress=progress,
     )
     return Trained(variant, ready(model, device), fit, settings)
