@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from nuctut import cluster, machine, sweeps
+from nuctut import machine
+from nuctut.running import cluster, sweeps
 
 GOAL = 0.6
 FIXED = {"preset": "smoke", "data": "simulated", "device": "cpu"}

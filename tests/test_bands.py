@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage as ndi
 
 from nuctut import postprocess
-from nuctut.bands import bands, labels_in_bands
+from nuctut.own_images.bands import bands, labels_in_bands
 from nuctut.postprocess import LabelRule, parted_by_lines, pieces_of_a_mask
 from nuctut.targets import three_classes
 

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from chapter_maker import write_chapter, write_project
 
-from nuctut import book, notebooks
+from nuctut.running import book, notebooks
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import made_records
 import pytest
 from chapter_maker import write_chapter, write_project
 
-from nuctut import book, cli, cluster, datasets, notebooks, records, sweeps
+from nuctut import cli, datasets, records
+from nuctut.running import book, cluster, notebooks, sweeps
 
 
 @pytest.fixture

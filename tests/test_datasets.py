@@ -12,8 +12,9 @@ from skimage.io import imsave
 
 from nuctut import datasets
 from nuctut.datasets import bbbc039
+from nuctut.datasets.simulated.bbbc039 import simulate_bbbc039
+from nuctut.datasets.simulated.canvas import MARKER
 from nuctut.datasets.spec import SmallSet, SplitCount
-from nuctut.simulate import MARKER, simulate_bbbc039
 
 FEW = {"training": 2, "validation": 1, "test": 1}
 SHAPE = (64, 80)

@@ -22,9 +22,9 @@ from skimage.io import imread
 
 from nuctut import datasets
 from nuctut.datasets import cache, dsb2018
+from nuctut.datasets.simulated.canvas import MARKER
+from nuctut.datasets.simulated.dsb2018 import KINDS, SMALL_IMAGES, encode_runs, simulate_dsb2018
 from nuctut.datasets.spec import SplitCount
-from nuctut.simulate import MARKER
-from nuctut.simulate_dsb2018 import KINDS, SMALL_IMAGES, encode_runs, simulate_dsb2018
 
 FEW = {"training": 3, "validation": 1, "test": 2}
 TINY = (64, 64)

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from nuctut import cli, datasets, experiments, export, inference, targets
+from nuctut import cli, datasets, experiments, inference, targets
 from nuctut.experiments import four_architectures, labels_for_free
+from nuctut.own_images import export
 from nuctut.samples import Sample, SampleSet
 
 pytest.importorskip("onnx", reason="the extra `export` is not installed")

@@ -18,9 +18,10 @@ import pytest
 
 from nuctut import datasets
 from nuctut.datasets import bbbc039, dsb2018, fetching
+from nuctut.datasets.simulated.bbbc039 import simulate_bbbc039
+from nuctut.datasets.simulated.canvas import MARKER
+from nuctut.datasets.simulated.dsb2018 import simulate_dsb2018
 from nuctut.datasets.spec import Archive, DatasetSpec
-from nuctut.simulate import MARKER, simulate_bbbc039
-from nuctut.simulate_dsb2018 import simulate_dsb2018
 
 FEW = {"training": 2, "validation": 1, "test": 1}
 Members = dict[str, bytes]

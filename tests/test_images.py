@@ -12,8 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from nuctut import images
-from nuctut.images import DiskArray, Spooled, opened, resampling, rescaled
+from nuctut.own_images import images
+from nuctut.own_images.images import DiskArray, Spooled, opened, resampling, rescaled
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 4096, (300, 70)).astype(np.uint16)  # more rows than are copied together

@@ -6,7 +6,8 @@ from chapter_maker import write_chapter, write_project
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nuctut import notebooks, paths
+from nuctut import paths
+from nuctut.running import notebooks
 
 SAY = "import os\nprint(preset, seed, rate, quick, os.path.basename(os.getcwd()))"
 

@@ -27,13 +27,14 @@ from skimage.io import imread
 from skimage.measure import regionprops_table
 from torch import Tensor, nn
 
-from nuctut import bands, cli, detection, images, inference, predict, targets
+from nuctut import cli, detection, inference, targets
 from nuctut.experiments import Description, labels_for_free
 from nuctut.files import locked
 from nuctut.models.mask_rcnn import Detection
 from nuctut.models.unet import ReducedUNet
+from nuctut.own_images import bands, images, predict
+from nuctut.own_images.predict import Network, predict_files
 from nuctut.postprocess import LabelRule, parted_by_lines, pieces_of_a_mask
-from nuctut.predict import Network, predict_files
 from nuctut.training import FitResult
 
 LEVELS = (100, 900, 500)  # grey values of background, nucleus and separation
@@ -723,7 +724,8 @@ PEAK = """
 import sys
 sys.path.insert(0, {tests!r})
 from functools import partial
-from nuctut import bands, machine, predict
+from nuctut import machine
+from nuctut.own_images import bands, predict
 from test_predict import network
 predict.bands = lambda shape, pixels=2**20: bands.bands(shape, pixels)
 predict.labels_in_bands = partial(bands.labels_in_bands, pixels=2**20)

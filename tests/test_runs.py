@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from nuctut import cli, runs, targets
+from nuctut import cli, targets
 from nuctut.experiments import four_architectures, labels_for_free
 from nuctut.files import locked
+from nuctut.running import runs
 from nuctut.samples import Sample, SampleSet
 
 CHAPTER = "01_labels_for_free"

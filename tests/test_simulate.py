@@ -11,8 +11,9 @@ import tifffile
 from scipy import ndimage
 from skimage.io import imread
 
-from nuctut import simulate
 from nuctut.datasets import bbbc039
+from nuctut.datasets.simulated import bbbc039 as simulate
+from nuctut.datasets.simulated import canvas
 
 FEW = {"training": 7, "validation": 1, "test": 1}
 SHAPE = (96, 128)
@@ -38,7 +39,7 @@ def test_the_layout_on_disk_is_that_of_bbbc039(made: Path) -> None:
         "images",
         "masks",
         "metadata",
-        simulate.MARKER,
+        canvas.MARKER,
     }
     for split, count in FEW.items():
         lines = (made / "metadata" / f"{split}.txt").read_text().splitlines()
@@ -55,7 +56,8 @@ def test_the_layout_on_disk_is_that_of_bbbc039(made: Path) -> None:
 
 def test_one_seed_repeats_to_the_byte_in_another_process(made: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from nuctut.simulate import simulate_bbbc039; "
+        "import sys; from pathlib import Path; "
+        "from nuctut.datasets.simulated.bbbc039 import simulate_bbbc039; "
         f"simulate_bbbc039(Path(sys.argv[1]), images={FEW}, shape={SHAPE}, seed=3)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
@@ -89,10 +91,10 @@ def test_the_sixth_image_is_empty_and_the_others_are_not(made: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_every_nucleus_drawn_is_one_that_the_reader_finds(seed: int) -> None:
-    canvas = simulate.Canvas((128, 160), np.random.default_rng(seed))
-    simulate._populate(canvas)
-    found = sum(ndimage.label(canvas.red == colour)[1] for colour in (1, 2, 3))
-    assert found == len(canvas.blobs) > 0
+    field = canvas.Canvas((128, 160), np.random.default_rng(seed))
+    simulate._populate(field)
+    found = sum(ndimage.label(field.red == colour)[1] for colour in (1, 2, 3))
+    assert found == len(field.blobs) > 0
 
 
 def test_touching_nuclei_have_different_colours_also_across_corners() -> None:
@@ -127,14 +129,14 @@ def test_an_empty_field_has_the_noise_that_offset_and_gain_say() -> None:
     image, red = simulate.field_of_view(np.random.default_rng(0), (400, 400), empty=True)
     assert not red.any()
     middle = image[150:250, 150:250].astype(float)  # the lamp is nearly even there
-    light = middle.mean() - simulate.OFFSET
+    light = middle.mean() - canvas.OFFSET
     assert 20 < light < 100
-    expected = simulate.GAIN * light + simulate.READ_NOISE**2
+    expected = canvas.GAIN * light + canvas.READ_NOISE**2
     assert middle.var() == pytest.approx(expected, rel=0.1)
 
 
 def test_the_marker_names_the_seed(made: Path) -> None:
-    text = (made / simulate.MARKER).read_text()
+    text = (made / canvas.MARKER).read_text()
     assert "simulated" in text and "seed 3" in text
 
 

@@ -14,7 +14,8 @@ import pytest
 from chapter_maker import write_chapter, write_project
 from processes import NUCTUT, PATIENCE, is_alive, wait_for
 
-from nuctut import cluster, notebooks, records, sweeps
+from nuctut import records
+from nuctut.running import cluster, notebooks, sweeps
 
 # A chapter that tells when and where it starts, waits for leave to end, and measures something.
 MARK = """\

@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nuctut.runs import Entry
+    from nuctut.running.runs import Entry
 
 app = typer.Typer(
     help="Five papers that taught networks to find cell nuclei, rebuilt as a book that runs.",
@@ -112,8 +112,8 @@ def export(
     ],
 ) -> None:
     """Write a trained network for other tools: `nuctut export --run RUN -o net.onnx`."""
-    from nuctut import runs
-    from nuctut.export import export as write
+    from nuctut.own_images.export import export as write
+    from nuctut.running import runs
 
     typer.echo(write(runs.find_fit(run), output))
 
@@ -130,7 +130,7 @@ app.add_typer(runs_app, name="runs")
 @runs_app.command("list")
 def runs_list() -> None:
     """What is there, how large it is, and what of it is finished, broken or orphaned."""
-    from nuctut import runs
+    from nuctut.running import runs
 
     entries = runs.inventory()
     _print_entries(entries)
@@ -146,7 +146,7 @@ def runs_show(
     name: Annotated[str, typer.Argument(help="As `nuctut runs list` names it, or its beginning.")],
 ) -> None:
     """Everything about one of them, and how to use it or go on with it."""
-    from nuctut import runs
+    from nuctut.running import runs
 
     entry = runs.find(name, runs.inventory())
     table = Table(title=entry.name, box=None, show_header=False, title_justify="left")
@@ -165,7 +165,7 @@ def runs_clean(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete what nobody needs, after asking."""
-    from nuctut import runs
+    from nuctut.running import runs
 
     entries = runs.chosen(what or ["orphaned"], runs.inventory())
     if not entries:
@@ -217,7 +217,7 @@ def run(
     ] = False,
 ) -> None:
     """Run a chapter: `nuctut run 01 -p preset=lite -p seed=1`."""
-    from nuctut import notebooks
+    from nuctut.running import notebooks
 
     if show:
         for known in notebooks.read_parameters(notebooks.find_chapter(chapter)).values():
@@ -271,7 +271,7 @@ def sweep_run(
     ] = None,
 ) -> None:
     """Run a chapter for every combination: `nuctut sweep 01 -p preset=smoke -g seed=0,1,2`."""
-    from nuctut import cluster, sweeps
+    from nuctut.running import cluster, sweeps
 
     values: dict = sweeps.read_grid(grid_file) if grid_file else {}
     values |= {name: text.split(",") for name, text in _pairs(grid).items()}
@@ -293,7 +293,7 @@ def sweep_show(
     ] = "",
 ) -> None:
     """Show a sweep's scores against its parameters, as a table and as a picture."""
-    from nuctut import sweeps
+    from nuctut.running import sweeps
 
     place = sweeps.find(sweep)
     frame = sweeps.read_table(place)
@@ -334,7 +334,7 @@ def predict(
     """Find nuclei in images of your own: `nuctut predict --run RUN image.tif folder/ -o out/`."""
     from tqdm import tqdm
 
-    from nuctut import predict as command
+    from nuctut.own_images import predict as command
 
     network = command.load(run)
     typer.echo(f"Network: {network}")
@@ -353,7 +353,7 @@ def book(
     preset: Annotated[str, typer.Option(help="smoke, lite or paper.")] = "smoke",
 ) -> None:
     """Run what has changed and render the book to _build/html."""
-    from nuctut.book import build_book
+    from nuctut.running.book import build_book
 
     build_book(preset)
 

@@ -590,7 +590,7 @@ def sweep_chart(
     """A score against a parameter: a dot and its interval per run, a line through their means.
 
     Args:
-        scores: one row per run and variant, as :func:`nuctut.sweeps.scores` gives them.
+        scores: one row per run and variant, as :func:`nuctut.running.sweeps.scores` gives them.
         against: the column along the axis. Runs that differ in ``variant`` or in another
             parameter that varies get a line of their own; those that differ in ``seed`` share one.
         measure: what to call the score.

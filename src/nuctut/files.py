@@ -1,16 +1,136 @@
-"""Files that are there whole, or not at all; folders that one process at a time works in."""
+"""Files that are there whole, or not at all; folders of our own; and what is read from either.
+
+Anything on disk may be malformed: cut off, edited by hand, of another version, or no file at all.
+Each kind of JSON file has a schema, a pydantic dataclass made with `STRICT`, and is read by
+`read_json`, which turns whatever is wrong into one sentence.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 LOCK = ".lock"
+MARKER = ".nuctut"
+LARGEST = 2**26  # bytes of a text file that is read as a whole
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Measure = Annotated[float, Field(ge=0, le=1e300)]
+Text = Annotated[str, Field(min_length=1)]
+
+T = TypeVar("T")
+
+
+class Malformed(ValueError):
+    """A file is not what it should be; the message names it, what was expected, and what to do."""
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that somebody else may have put there.
+
+    Raises:
+        FileNotFoundError: When there is none.
+        Malformed: When it is no regular file (a pipe would never end), too large, or not UTF-8.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise Malformed(f"{path}: expected a file, and it is none; move it away.")
+    if about.st_size > LARGEST:
+        raise Malformed(f"{path}: expected at most {LARGEST:,} bytes, not {about.st_size:,}.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Malformed(f"{path}: not a text in UTF-8 ({error.reason}).") from error
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """What a JSON file holds, as its schema.
+
+    Args:
+        path: Of the file.
+        kind: A pydantic dataclass, or anything else that pydantic can make a schema of.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        Malformed: Naming the file, the field, what was expected there and what was found.
+    """
+    return parse_json(read_text(path), kind, str(path))
+
+
+def parse_json(text: str, kind: type[T], name: str) -> T:
+    """As `read_json`, of a text; `name` is what errors begin with."""
+    try:
+        return _schema(kind).validate_json(text)
+    except ValidationError as error:
+        raise Malformed(f"{name}: {_sentence(error)}") from None
+
+
+@cache
+def _schema(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
+
+
+EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a text",
+    "string_too_short": "a text that is not empty",
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "dataclass_type": "an object",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "none_required": "null",
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
+    "literal_error": "one of {expected}",
+}
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong: where, what was expected, what was found."""
+    first = error.errors(include_url=False)[0]
+    kind, found = first["type"], first["input"]
+    if kind == "json_invalid":
+        return f"not a JSON file ({first['ctx']['error']})."
+    # pydantic names the branch of a union after the field; what it names so is no field
+    names = [str(part) for part in first["loc"] if not str(part).endswith(("]", ")"))]
+    where = ".".join(names) or "its content"
+    if kind == "missing":
+        return f"{where} is missing."
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{where} is no field of it; remove it."
+    expected = EXPECTED.get(kind, first["msg"].removeprefix("Input should be "))
+    expected = expected.format(**first.get("ctx", {}))
+    return f"{where} must be {expected}, not {shown(found)}."
+
+
+def shown(value: Any) -> str:
+    """A value as a sentence can hold it: as JSON, and cut where it is long."""
+    try:
+        text = json.dumps(value, default=str)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a very deep nesting
+        text = type(value).__name__
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# --- writing -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -33,6 +153,35 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a schema's instance, or anything JSON can hold, whole or not at all."""
+    text = TypeAdapter(Any).dump_json(value, indent=1).decode()
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def own(folder: Path) -> Path:
+    """The folder, made if need be, and marked as the project's own if it was new or empty.
+
+    Only what is marked so is ever listed as something to delete: a folder that was there before,
+    with anything in it, stays its owner's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
+        text = "nuctut made this folder, and `nuctut runs clean` may delete it.\n"
+        (folder / MARKER).write_text(text, encoding="utf-8")
+    return folder
+
+
+def is_own(folder: Path) -> bool:
+    """Whether `own` made the folder."""
+    marker = folder / MARKER
+    return marker.is_file() and not marker.is_symlink() and not folder.is_symlink()
 
 
 @contextmanager

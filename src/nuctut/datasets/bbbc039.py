@@ -15,6 +15,12 @@ import tifffile
 from skimage.io import imread
 from skimage.measure import label
 
+from nuctut.datasets.simulated.bbbc039 import (
+    SMALL_IMAGES,
+    SMALL_SHAPE,
+    VERSION,
+    simulate_bbbc039,
+)
 from nuctut.datasets.spec import (
     Archive,
     CheckReport,
@@ -24,7 +30,6 @@ from nuctut.datasets.spec import (
     is_simulated,
 )
 from nuctut.samples import Sample
-from nuctut.simulate import SMALL_IMAGES, SMALL_SHAPE, VERSION, simulate_bbbc039
 
 COUNTS = {
     "training": SplitCount(100, 12_001),

@@ -22,6 +22,14 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 
+from nuctut.datasets.simulated.canvas import validate
+from nuctut.datasets.simulated.dsb2018 import (
+    SMALL_IMAGES,
+    SMALL_SHAPE,
+    VERSION,
+    kind_of,
+    simulate_dsb2018,
+)
 from nuctut.datasets.spec import (
     Archive,
     CheckReport,
@@ -31,8 +39,6 @@ from nuctut.datasets.spec import (
     is_simulated,
 )
 from nuctut.samples import Sample
-from nuctut.simulate import validate
-from nuctut.simulate_dsb2018 import SMALL_IMAGES, SMALL_SHAPE, VERSION, kind_of, simulate_dsb2018
 
 TRAIN, TEST, SOLUTION = "stage1_train", "stage1_test", "stage1_solution.csv"
 COLUMNS = ("ImageId", "EncodedPixels", "Height", "Width")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nuctut.datasets.simulated.canvas import MARKER
 from nuctut.samples import Sample
-from nuctut.simulate import MARKER
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ from typing import Any
 import psutil
 from rich.filesize import decimal
 
-from nuctut import experiments, sweeps
+from nuctut import experiments
 from nuctut.files import LOCK, locked
 from nuctut.paths import runs_root
+from nuctut.running import sweeps
 
 STATES = ("finished", "running", "broken", "orphaned")
 RECORDS = ("results", "swept")  # these and that of the sweeps aside, all folders are chapters

@@ -22,7 +22,7 @@ import tifffile
 from scipy import sparse
 from skimage.io import imread
 
-from .inference import Span
+from nuctut.inference import Span
 
 SUFFIXES = (".tif", ".tiff", ".btf", ".png", ".jpg", ".jpeg", ".bmp")
 MAGIC = {

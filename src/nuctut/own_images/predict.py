@@ -27,10 +27,12 @@ from matplotlib.colors import to_rgb
 from rich.filesize import decimal
 from tqdm.auto import tqdm
 
-from nuctut import datasets, detection, experiments, figures, images, inference, runs
-from nuctut.bands import bands, labels_in_bands
+from nuctut import datasets, detection, experiments, figures, inference
 from nuctut.files import locked, replacing
-from nuctut.images import DiskArray, ImageFile, Span, Spooled
+from nuctut.own_images import images
+from nuctut.own_images.bands import bands, labels_in_bands
+from nuctut.own_images.images import DiskArray, ImageFile, Span, Spooled
+from nuctut.running import runs
 from nuctut.targets import Blocks, Normalisation
 
 TABLE = "objects.csv"

@@ -1,8 +1,8 @@
 """Invented images in the layout of DSB2018: as many kinds as the real ones have.
 
 Four kinds take turns: small and large fields of fluorescence, tissue stained like H&E, and smears
-of cells in grey bright light. Nuclei are drawn as `simulate` draws them; what is done with their
-light or their dye makes the kind. No pixel comes from real images.
+of cells in grey bright light. Nuclei are drawn on the `canvas` that all simulated sets share; what
+is done with their light or their dye makes the kind. No pixel comes from real images.
 """
 
 from __future__ import annotations
@@ -17,9 +17,16 @@ import numpy as np
 from scipy import ndimage
 from skimage.io import imsave
 
-from nuctut.simulate import MARKER, Blob, Canvas, appearing_whole, photograph, validate
+from nuctut.datasets.simulated.canvas import (
+    MARKER,
+    Blob,
+    Canvas,
+    appearing_whole,
+    photograph,
+    validate,
+)
 
-VERSION = 1  # raise it when the same seed gives other images, by a change here or in `simulate`
+VERSION = 1  # raise it when the same seed gives other images, here or in `canvas`
 SMALL_IMAGES = {"training": 12, "validation": 4, "test": 8}
 SMALL_SHAPE = (128, 128)
 
@@ -78,7 +85,7 @@ def simulate_dsb2018(
         _write_test(made, images["test"], shape, seed)
         (made / MARKER).write_bytes(
             b"These images are simulated. They have the layout of DSB2018 and none of its pixels.\n"
-            + f"nuctut.simulate_dsb2018 version {VERSION}, shape {shape}, seed {seed}\n".encode()
+            + f"nuctut simulates dsb2018, version {VERSION}, shape {shape}, seed {seed}\n".encode()
         )
     return folder
 

@@ -36,10 +36,11 @@ import pandas as pd
 import psutil
 import yaml
 
-from nuctut import datasets, machine, notebooks, records, scoreboard
+from nuctut import datasets, machine, records, scoreboard
 from nuctut.files import locked, replacing
-from nuctut.notebooks import Value
 from nuctut.paths import results_root, runs_root
+from nuctut.running import notebooks
+from nuctut.running.notebooks import Value
 
 OUTCOME, NOTEBOOK, TABLE = "run.json", "notebook.ipynb", "sweep"
 SWEEPS = "sweeps"  # the folder below `runs/`

@@ -28,9 +28,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from nuctut import datasets, machine, sweeps
+from nuctut import datasets, machine
 from nuctut.paths import runs_root
-from nuctut.sweeps import EXIT, Outcome, Run, Sweep
+from nuctut.running import sweeps
+from nuctut.running.sweeps import EXIT, Outcome, Run, Sweep
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -86,7 +87,7 @@ def do_run(
     started = time.monotonic()
     with (run.folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "nuctut.sweeps"],
+            [sys.executable, "-m", "nuctut.running.sweeps"],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

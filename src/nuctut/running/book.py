@@ -24,9 +24,9 @@ import yaml
 
 from nuctut import datasets
 from nuctut.files import replacing
-from nuctut.notebooks import chapters, check_values, execute, read_parameters, write_values
 from nuctut.paths import project_root, results_root, runs_root
 from nuctut.records import PRESETS
+from nuctut.running.notebooks import chapters, check_values, execute, read_parameters, write_values
 
 # Chapters that show the records of all others, and so run after them.
 READS_ALL_RECORDS = ("scoreboard",)

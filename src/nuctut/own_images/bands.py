@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage as ndi
 from scipy import sparse
 
-from .inference import Span
-from .postprocess import LabelRule, give_back
+from nuctut.inference import Span
+from nuctut.postprocess import LabelRule, give_back
 
 PIXELS = 2**23  # of a band
 

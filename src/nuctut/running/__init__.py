@@ -1,0 +1,1 @@
+"""The engine room: chapters run with parameters, swept over workers, and rendered as a book."""
