@@ -76,7 +76,7 @@ def parse_json(text: str, kind: type[T], name: str) -> T:
     try:
         return _schema(kind).validate_json(text)
     except ValidationError as error:
-        raise Malformed(f"{name}: {_sentence(error)}") from None
+        raise Malformed(f"{name}: {sentence(error)}") from None
 
 
 @cache
@@ -91,6 +91,7 @@ EXPECTED = {
     "finite_number": "a finite number",
     "string_type": "a text",
     "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "a text that matches {pattern}",
     "bool_type": "true or false",
     "dict_type": "an object",
     "dataclass_type": "an object",
@@ -103,7 +104,7 @@ EXPECTED = {
 }
 
 
-def _sentence(error: ValidationError) -> str:
+def sentence(error: ValidationError) -> str:
     """The first thing that is wrong: where, what was expected, what was found."""
     first = error.errors(include_url=False)[0]
     kind, found = first["type"], first["input"]
@@ -116,8 +117,9 @@ def _sentence(error: ValidationError) -> str:
         return f"{where} is missing."
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where} is no field of it; remove it."
-    expected = EXPECTED.get(kind, first["msg"].removeprefix("Input should be "))
-    expected = expected.format(**first.get("ctx", {}))
+    if kind not in EXPECTED:
+        return f"{where} cannot be {shown(found)}: {first['msg']}."
+    expected = EXPECTED[kind].format(**first.get("ctx", {}))
     return f"{where} must be {expected}, not {shown(found)}."
 
 
