@@ -106,6 +106,7 @@ def _finite(digits: str) -> float:
     return number
 
 
+WHOLE = "its content"
 EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -142,7 +143,7 @@ def _sentence(error: ValidationError, text: str) -> str:
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where} is no field of it; remove it."
     if kind == "value_error":  # of a check of what must agree, which speaks for itself
-        return f"{where}: {told['error']}"
+        return f"{where}: {told['error']}".removeprefix(f"{WHOLE}: ")
     here = (one for one in errors if _place(one, content) == where)
     expected = " or ".join(dict.fromkeys(map(_expected, here)))
     return f"{where} must be {expected}, not {shown(found)}."
@@ -161,7 +162,7 @@ def _place(error: Mapping[str, Any], content: Any) -> str:
             if error["type"] != "missing" or part is not error["loc"][-1]:
                 continue
         names.append(str(part))
-    return ".".join(names) or "its content"
+    return ".".join(names) or WHOLE
 
 
 def _expected(error: Mapping[str, Any]) -> str:
