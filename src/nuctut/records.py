@@ -40,6 +40,7 @@ from nuctut.files import (
     parse_json,
     read_text,
     replacing,
+    shown,
 )
 from nuctut.paths import results_root, runs_root
 from nuctut.samples import SOURCES, SampleSet
@@ -48,7 +49,7 @@ SCHEMA = 1
 PRESETS = ("smoke", "lite", "paper")
 OWN_FOLDER = "NUCTUT_RECORDS"
 THRESHOLD_KEYS = tuple(f"{iou:.2f}" for iou in metrics.IOU_THRESHOLDS)
-ROUNDING = 2e-6  # two sums of IoUs, each rounded to 6 digits
+ROUNDING = 1e-6  # sums of IoUs are kept to 6 digits
 
 Row = dict[str, Any]
 
@@ -459,39 +460,36 @@ _Scores = _block(**dict.fromkeys(METRICS, _Score))
 
 
 def _check_row(row: Row) -> Row:
-    """The counts of an image must be able to come from one pair of label images."""
+    """The counts of an image must be such as one pair of label images can give."""
     _check_matches(row)
-    objects, either = row["object"], row["n_true"] + row["match"]["0.50"]["fp"]
-    pixels = sum(row["nuclei"].values())
-    rules = {
-        "object.n_true must be at most n_true": objects["n_true"] <= row["n_true"],
-        "object.matched must be at most object.n_true and object.n_pred": objects["matched"]
-        <= min(objects["n_true"], objects["n_pred"]),
-        "nuclei must count a pixel at least": pixels > 0,
-        "separations must count as many pixels as nuclei": row["separations"] is None
-        or sum(row["separations"].values()) == pixels,
-        "aggregated_jaccard must be null where both sides are empty, and only there": (
-            row["aggregated_jaccard"] is None
-        )
-        == (either == 0),
-    }
-    for rule, holds in rules.items():
-        if not holds:
-            raise ValueError(f"{rule}.")
+    objects, half = row["object"], row["match"]["0.50"]
+    empty = half["tp"] + half["fp"] + half["fn"] == 0
+    pixels = [sum(row[block].values()) for block in ("nuclei", "separations") if row[block]]
+    if objects["n_true"] > row["n_true"]:
+        raise ValueError(f"object.n_true must be at most n_true = {row['n_true']}.")
+    if objects["matched"] > min(objects["n_true"], objects["n_pred"]):
+        raise ValueError("object.matched must be at most object.n_true and object.n_pred.")
+    if min(pixels) < 1 or pixels[0] != pixels[-1]:
+        raise ValueError("nuclei and separations must count equally many pixels, 1 or more.")
+    if (row["aggregated_jaccard"] is None) != empty:
+        raise ValueError("aggregated_jaccard must be null where both sides are empty, only there.")
     return row
 
 
 def _check_matches(row: Row) -> None:
-    """The pairs that one threshold loses to the next have IoUs between the two."""
+    """Both sides hold equally many nuclei at all thresholds; of pairs, some are lost to the next.
+
+    Those that are lost have IoUs from the one threshold to the next.
+    """
     at = row["match"]
-    n_pred = at["0.50"]["tp"] + at["0.50"]["fp"]
+    n_true, n_pred = row["n_true"], at["0.50"]["tp"] + at["0.50"]["fp"]
     for name, match in at.items():
-        if match["tp"] + match["fn"] != row["n_true"]:
-            raise ValueError(f"match.{name}: tp + fn must be n_true = {row['n_true']}.")
+        if match["tp"] + match["fn"] != n_true:
+            raise ValueError(f"match.{name}: tp + fn must be n_true = {n_true}.")
         if match["tp"] + match["fp"] != n_pred:
             raise ValueError(f"match.{name}: tp + fp must be {n_pred}, as at 0.50.")
-    none_above_1 = {"tp": 0, "iou_sum": 0.0}
-    for (name, match), (above, stricter) in pairwise([*at.items(), ("1.00", none_above_1)]):
+    steps = pairwise([*at.items(), ("1.00", {"tp": 0, "iou_sum": 0.0})])
+    for (name, match), (above, stricter) in reversed(list(steps)):
         lost = match["tp"] - stricter["tp"]
         if lost < 0:
             raise ValueError(f"match.{above}.tp must be at most that of {name}.")
@@ -503,39 +501,34 @@ def _check_matches(row: Row) -> None:
             )
 
 
-def _check_images(rows: list[Row]) -> list[Row]:
-    twice = [key for key, count in Counter(row["key"] for row in rows).items() if count > 1]
-    if twice:
-        raise ValueError(f"images hold the key {twice[0]!r} more than once.")
-    if len({row["separations"] is None for row in rows}) > 1:
-        raise ValueError("images must have separations in every row, or null in every row.")
-    return rows
-
-
 def _check_budget(budget: dict[str, Any]) -> dict[str, Any]:
-    """What a budget holds besides is arithmetic's, too: seconds per step."""
+    """What a budget holds besides is reckoned with, too: the seconds of steps."""
     for name in budget.keys() - _Budget.__annotations__:
         value = budget[name]
-        if isinstance(value, bool) or not isinstance(value, int | float | None) or (value or 0) < 0:
-            raise ValueError(f"{name} must be a number, 0 or more, or null.")
+        if value is not None and (type(value) not in (int, float) or not 0 <= value <= 1e300):
+            raise ValueError(f"{name} must be a number, 0 or more, or null, not {shown(value)}.")
     return budget
 
 
 def _check_record(record: Record) -> Record:
-    """A score must follow from the images, so that nobody can type one."""
-    if len(record.images) != record.data["count"]:
-        raise ValueError(
-            f"images must hold data.count = {record.data['count']} rows, not {len(record.images)}."
-        )
+    """The images must be those of the data, and the scores follow from them: none is typed."""
+    rows, count = record.images, record.data["count"]
+    if len(rows) != count:
+        raise ValueError(f"images must hold data.count = {count} rows, not {len(rows)}.")
+    key, times = Counter(row["key"] for row in rows).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"images hold the key {shown(key)} more than once.")
+    if len({row["separations"] is None for row in rows}) > 1:
+        raise ValueError("images must have separations in every row, or null in every row.")
     for block, compute in (("scores", scores), ("scores_per_image_mean", scores_per_image_mean)):
-        stored = getattr(record, block)
-        for metric, value in compute(record.images).items():
-            if not (math.isnan(value) and math.isnan(stored[metric])) and not math.isclose(
-                stored[metric], value, abs_tol=1e-6
-            ):
-                given, found = (json.dumps(_plain(one)) for one in (value, stored[metric]))
+        for metric, given in compute(rows).items():
+            stored = getattr(record, block)[metric]
+            if math.isnan(stored) and math.isnan(given):
+                continue
+            if not math.isclose(stored, given, abs_tol=1e-6):
+                expected, found = (shown(_plain(one)) for one in (given, stored))
                 raise ValueError(
-                    f"{block}.{metric} must be {given}, as the images give, not {found}."
+                    f"{block}.{metric} must be {expected}, as the images give, not {found}."
                 )
     return record
 
@@ -582,7 +575,6 @@ class Record:
     images: Annotated[
         list[Annotated[_Row, AfterValidator(_check_row)]],
         Field(min_length=1),
-        AfterValidator(_check_images),
     ]
     budget: Annotated[_Budget, AfterValidator(_check_budget)]
     versions: _block(_OPEN, python=Text, nuctut=Text)

@@ -261,7 +261,7 @@ def evidence() -> list[Record]:
     for path in files_in(runs_root() / "results"):
         try:
             leftovers.append(read(path))
-        except Malformed as error:
+        except (Malformed, OSError) as error:  # or gone meanwhile
             warnings.warn(f"Passed over: {error}", stacklevel=2)
     return read_all(results_root()) + leftovers
 
