@@ -234,7 +234,8 @@ def load(folder: Path | str, device: str = "auto") -> Trained:
         settings = experiment.Settings(**{n: _as_tuples(v) for n, v in made.settings.items()})
         model = experiment.network(made.variant, settings, had=made.pretrained)
     except (TypeError, ValueError, KeyError) as error:
-        reason = sentence(error) if isinstance(error, ValidationError) else f"{error}."
+        told = isinstance(error, ValidationError)
+        reason = sentence(error, made.settings) if told else f"{error}."
         raise Malformed(
             f"{folder / fits.DESCRIPTION}: {made.experiment} has no such network now: {reason}"
         ) from error

@@ -70,7 +70,7 @@ def choose(presets: Mapping[str, Kind], preset: str, **overrides: Any) -> Kind:
     try:
         return replace(presets[preset], **changed)
     except ValidationError as error:
-        raise ValueError(sentence(error)) from None
+        raise ValueError(sentence(error, vars(presets[preset]) | changed)) from None
 
 
 def select(names: str, known: Iterable[str], parameter: str) -> list[str]:
