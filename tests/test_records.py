@@ -670,6 +670,7 @@ DIRTY = f"{40 * '1'}-dirty"
         ({"git_commit": DIRTY}, "measured from a changed checkout"),
         ({"git_commit": DIRTY, "fit": FIT}, "measured from a changed checkout"),
         ({"fit": FIT | {"git_commit": DIRTY}}, "trained from a changed checkout"),
+        ({"fit": FIT | {"git_commit": f"{DIRTY}, abc"}}, "trained from a changed checkout"),
     ],
 )
 def test_a_record_says_what_keeps_it_from_being_evidence(made, obstacle):

@@ -656,7 +656,7 @@ def _obstacle(preset: str, source: str, measured: str | None, trained: str | Non
     if preset not in ("lite", "paper"):
         return f"{preset} preset"
     for how, commit in (("measured", measured), ("trained", trained)):
-        if commit and commit.endswith(machine.DIRTY):
+        if commit and machine.DIRTY in commit:  # several where a fit went on under another
             return f"{how} from a changed checkout"
     return ""
 
