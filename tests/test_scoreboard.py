@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from made_records import record, rows
+from made_records import COMMIT, FIT, record, rows
 
-from nuctut import records, scoreboard
+from nuctut import files, records, scoreboard
 from nuctut.scoreboard import Claim, Published, PublishedScore, PublishedTime
 
 BEST, OTHER = "dl-ground-truth", "dl-consensus"
@@ -171,6 +171,25 @@ def test_a_cell_may_be_of_other_images_than_the_papers(tmp_path):
             'published_effect = 0.25\nagainst = "f2"',
             r"claims\.0\.against must be one of .*\"f2\"",
         ),
+        ("value = 0.75", "value = nan", r"scores\.0\.value must be a finite number, not NaN"),
+        ("value = 0.75", "value = -inf", r"scores\.0\.value must be a finite number"),
+        ("value = 0.75", "value = -0.5", r"scores\.0\.value must be 0 or more"),
+        ("value = 0.75", f"value = {10**400}", r"scores\.0\.value must be a finite number"),
+        ("value = 0.75", "value = 1979-05-27", r"scores\.0\.value must be a number"),
+        ("seconds = 5", "seconds = inf", r"times\.0\.seconds must be a finite number"),
+        ('"seconds_per_image"', '"device"', r"times\.0\.budget must be a text like \^seconds"),
+        (
+            "published_effect = 0.25",
+            "published_effect = nan",
+            r"claims\.0\.published_effect must be a",
+        ),
+        ("images = 50", f"images = 1{5000 * '0'}", "not a TOML file"),
+        ("images = 50", f"images = {10_000 * '['}", "not a TOML file"),
+        ("images = 50", f"images = {150 * '['}{150 * ']'}", r"images must be a whole number"),
+        ("[[times]]\n", "times = 3\n[[time]]\n", "scores.1.times is no field"),
+        ("[[times]]", "[[scores.x]]", r"scores\.1\.x is no field"),
+        ("[[claims]]", "[claims]", "claims must be a list, not"),
+        ('variant = "a"', 'variant = ""', r"scores\.0\.variant must be a text that is not empty"),
         ('better = "a"', "better = 1", r"claims\.0\.better must be a text"),
     ],
 )
@@ -179,6 +198,14 @@ def test_a_malformed_published_file_is_refused_by_entry_and_field(tmp_path, old,
     assert old in GOOD
     path.write_text(GOOD.replace(old, new, 1))
     with pytest.raises(ValueError, match=rf"some_paper\.toml: .*{message}"):
+        scoreboard.read_published(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"\x00", b"a = 1\na = 2"])
+def test_what_is_no_toml_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "some_paper.toml"
+    path.write_bytes(content)
+    with pytest.raises(files.Malformed, match=r"some_paper\.toml: not a "):
         scoreboard.read_published(path)
 
 
@@ -227,6 +254,59 @@ def test_the_order_of_the_images_in_a_file_does_not_matter():
     assert np.array_equal(
         scoreboard.resampled(straight, "f1_50"), scoreboard.resampled(turned, "f1_50")
     )
+
+
+def test_no_order_of_the_rows_changes_any_number():
+    """Of any record: the sides of a claim, and the seeds of a side, are paired by image."""
+    rng = np.random.default_rng(0)
+
+    def found(skill):
+        return [(int(tp), 100 - int(tp), 3) for tp in rng.integers(40, 60, size=50) + skill]
+
+    made = [
+        record(rows(*found(skill)), variant=variant, seed=seed)
+        for seed in (0, 1)
+        for variant, skill in ((BEST, 3), (OTHER, 0))
+    ]
+    for one in made:
+        for number, image in enumerate(one.images):
+            image["aggregated_jaccard"] = (number + 1) / 53
+    by_image = Claim("By image", BEST, OTHER, "aggregated_jaccard", 0.1, against="f1_50")
+    times = (PublishedTime("Image", BEST, "seconds_per_image", 5.0, "laptop"),)
+    made_of = dataclasses.replace(claim(), times=times)
+    made_of = dataclasses.replace(made_of, claims=(*made_of.claims, by_image))
+
+    def numbers(made):
+        tables = (
+            scoreboard.compare_scores(made_of, made),
+            scoreboard.judge_claims(made_of, made),
+            scoreboard.compare_times(made_of, made),
+            records.as_table(made),
+        )
+        return [table.to_csv() for table in tables]
+
+    straight = numbers(made)
+    for index, one in enumerate(made):
+        turned = [one.images[i] for i in rng.permutation(50)]
+        others = [*made[:index], dataclasses.replace(one, images=turned), *made[index + 1 :]]
+        assert numbers(others) == straight
+
+
+def test_seeds_that_hold_different_images_are_named():
+    images = rows((1, 0, 0), (1, 0, 0), (1, 0, 1), (1, 1, 0))
+    other = [*images[:3], images[3] | {"key": "another"}]
+    with pytest.raises(ValueError, match=r"--s0\.json and .*--s1\.json hold .* such as '3' in one"):
+        line(paper(), record(images), record(other, seed=1))
+
+
+def test_the_sides_of_a_claim_that_hold_different_images_are_named():
+    better, worse = spread(2, BEST), spread(0, OTHER)
+    worse.images[7]["key"] = "another"
+    told = (
+        r"dl-ground-truth--lite--s0\.json and .*dl-consensus--lite--s0\.json hold different images"
+    )
+    with pytest.raises(ValueError, match=told):
+        judged(claim(), better, worse)
 
 
 def test_empty_images_neither_help_nor_harm_the_score():
@@ -285,6 +365,7 @@ def test_what_was_not_run_is_said_so():
 
 
 FOUR = rows(*[(1, 0, 1)] * 4)
+DIRTY = f"{COMMIT}-dirty"
 
 
 @pytest.mark.parametrize(
@@ -293,6 +374,8 @@ FOUR = rows(*[(1, 0, 1)] * 4)
         (record(FOUR, source="simulated"), "simulated data"),
         (record(FOUR, source="stand-in"), "stand-in data"),
         (record(FOUR, preset="smoke"), "smoke preset"),
+        (record(FOUR, git_commit=DIRTY), "measured from a changed checkout"),
+        (record(FOUR, fit=FIT | {"git_commit": DIRTY}), "trained from a changed checkout"),
         (record(FOUR[:2]), "measured on 2 of 4 images"),
         (record(FOUR, split="validation"), "measured on bbbc039 validation"),
     ],
@@ -311,6 +394,8 @@ def test_real_data_of_the_highest_preset_speak():
     invented = record(poor, preset="paper", source="simulated", fingerprint="other")
     lite, full = record(fair), record(good, preset="paper")
     assert line(paper(), smoke, invented, lite, full)["measured"] == 0.8
+    changed = record(good, preset="paper", git_commit=DIRTY)
+    assert line(paper(), smoke, invented, lite, changed)["measured"] == 0.6
     assert line(paper(), smoke, invented, lite)["measured"] == 0.6
     assert line(paper(), smoke, invented)["data"] == "bbbc039 test (simulated, 4 images)"
 
@@ -495,6 +580,16 @@ def test_the_highest_preset_that_both_sides_ran_counts():
             "simulated data",
         ),
         (
+            [spread(2, BEST, git_commit=DIRTY), spread(0, OTHER)],
+            "not comparable",
+            "measured from a changed checkout",
+        ),
+        (
+            [spread(2, BEST), spread(0, OTHER, fit=FIT | {"git_commit": DIRTY})],
+            "not comparable",
+            "trained from a changed checkout",
+        ),
+        (
             [spread(2, BEST, preset="smoke"), spread(0, OTHER, preset="smoke")],
             "not comparable",
             "smoke preset",
@@ -641,6 +736,42 @@ def test_what_a_record_says_cannot_break_the_page():
     table = scoreboard.compare_scores(paper(), [made])
     assert "<script>" not in scoreboard.record_cards([made], table)
     assert "&lt;script&gt;" in scoreboard.record_cards([made], table)
+
+
+def test_a_card_says_where_the_network_came_from():
+    made = record(FOUR, fit=FIT)
+    table = scoreboard.compare_scores(paper(), [made])
+    card = scoreboard.record_cards([made], table)
+    assert f"trained at commit {FIT['git_commit']}, weights sha256 {FIT['weights_sha256']}" in card
+    assert FIT["code"] in card and FIT["started"] in card and "code had changed" not in card
+    old = record(FOUR, fit=FIT | {"accepted_old_code": True, "git_commit": None})
+    card = scoreboard.record_cards([old], table)
+    assert "trained at commit none" in card and "although the code had changed" in card
+    assert "trained at" not in scoreboard.record_cards([record(FOUR)], table)
+
+
+def test_a_malformed_leftover_is_passed_over_and_malformed_evidence_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoreboard, "results_root", lambda: tmp_path / "results")
+    monkeypatch.setattr(scoreboard, "runs_root", lambda: tmp_path / "runs")
+    for seed in (0, 1):
+        made = record(FOUR, preset="smoke", seed=seed)
+        leftover = records.write(made, tmp_path / "runs" / "results")
+    records.write(record(FOUR), tmp_path / "results")
+
+    def found():
+        with pytest.warns(UserWarning, match=r"^Passed over: .*--smoke--s1\.json"):
+            return [one.name for one in scoreboard.evidence()]
+
+    read = ["dl-ground-truth--lite--s0", "dl-ground-truth--smoke--s0"]
+    leftover.write_text("{")
+    assert found() == read
+    leftover.unlink()
+    leftover.symlink_to("gone")
+    assert found() == read
+    leftover.unlink()
+    (tmp_path / "results" / "x.json").write_text("{")
+    with pytest.raises(files.Malformed, match=r"results/x\.json: .*Restore it"):
+        scoreboard.evidence()
 
 
 def test_the_committed_records_can_be_shown():
