@@ -56,3 +56,29 @@ def test_a_gpu_has_a_mark_of_its_own(monkeypatch):
     monkeypatch.setattr(Path, "write_text", None)  # the process's mark stays
     machine.reset_peak_memory("cuda:1")
     assert reset == ["cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, "fp32"),
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"cpu_name": "arm", "arm_bf16": True}, "bf16"),
+        ({}, "fp32"),
+    ],
+)
+def test_bf16_is_chosen_where_the_hardware_has_it(monkeypatch, told, expected):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert machine.precision_on("cpu", "auto") == expected
+    for name in ("fp32", "bf16"):
+        assert machine.precision_on("cpu", name) == name  # who asks for one, gets it
+    with pytest.raises(ValueError, match=r"precision must be one of auto, fp32, bf16, not 'fp16'"):
+        machine.precision_on("cpu", "fp16")
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_gpu_is_asked_for_itself(monkeypatch, has):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    assert machine.precision_on("cuda:0", "auto") == ("bf16" if has else "fp32")

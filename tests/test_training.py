@@ -504,6 +504,12 @@ def test_the_penalty_pulls_at_all_kernels_but_the_heads(tmp_path):
     assert kernels == 22
 
 
+@pytest.mark.parametrize("real", ["fp32", "bf16"])
+def test_a_fit_keeps_what_auto_stood_for(tmp_path, monkeypatch, real):
+    monkeypatch.setattr(training, "precision_on", lambda device, name: real)
+    assert run(tmp_path, epochs=1, precision="auto").precision == real
+
+
 def test_bf16(undisturbed, tmp_path):
     result = run(tmp_path, precision="bf16")
     assert result.precision == "bf16"
@@ -541,7 +547,7 @@ def test_images_without_nuclei_can_be_learnt_from(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"precision": "fp16"}, "precision must be one of fp32, bf16, not 'fp16'"),
+        ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16, not 'fp16'"),
         ({"device": "tpu"}, "device must be one of auto, cpu, gpu, not 'tpu'"),
         ({"schedule": "cosine"}, "schedule must be one of constant, one-cycle"),
         ({"epochs": 0}, "epochs must be at least 1, not 0"),

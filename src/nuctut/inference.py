@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .targets import standardise
+from nuctut.machine import precision_on
+from nuctut.targets import standardise
 
 Span = tuple[int, int]  # first row or column, and the one after the last
 
@@ -37,7 +38,7 @@ def predict(
         tile: Side of a tile in pixels, a multiple of the stride; smaller images are one tile.
         overlap: How far neighbouring tiles overlap, in pixels, a multiple of twice the stride.
         batch_size: Tiles per forward pass.
-        precision: "fp32" or "bf16" (autocast).
+        precision: Of `machine.precision_on`; bf16 is autocast.
 
     Returns:
         (C, H, W) float32 probabilities. Of several classes they sum to 1 over C (softmax); a single
@@ -96,8 +97,7 @@ def predict_tiles(
             f"tile must be a multiple of {stride}, and overlap one of {2 * stride} below it; "
             f"got tile={tile}, overlap={overlap}."
         )
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f'precision must be "fp32" or "bf16", not {precision!r}.')
+    precision = precision_on(str(next(model.parameters()).device), precision)
     lines = _padded(shape, stride)
     tiles = list(product(*(list(_spans(len(line), tile, overlap)) for line in lines)))
     was_training = model.training

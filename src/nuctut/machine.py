@@ -15,6 +15,7 @@ from typing import Any
 import nuctut
 from nuctut.paths import project_root
 
+PRECISIONS = ("auto", "fp32", "bf16")
 LIBRARIES = ("torch", "lightning", "numpy", "scikit-image")
 DIRTY = "-dirty"
 
@@ -55,6 +56,33 @@ def device_name(device: str = "cpu") -> str:
         model = re.search(r"^model name\s*:\s*(.+)$", listing.read_text(), re.MULTILINE)
         name = model[1].strip() if model else name
     return f"{name}, {cores()} cores"
+
+
+def precision_on(device: str, precision: str) -> str:
+    """The arithmetic that a name stands for: "fp32", "bf16", or for "auto" the faster of both.
+
+    That is bf16 where the hardware has it. Where it is only imitated, as on CPUs without AVX-512
+    BF16 or AMX, an update of a U-Net takes seven times as long as in fp32.
+
+    Args:
+        device: "cpu" or a CUDA device such as "cuda:0".
+        precision: One of `PRECISIONS`.
+
+    Raises:
+        ValueError: For another name.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    if precision != "auto":
+        return precision
+    import torch
+
+    if device.startswith("cuda"):
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        ask = getattr(torch.cpu, "get_capabilities", dict)  # torch before 2.11 does not tell
+        has = any(name.endswith("bf16") and there for name, there in ask().items())
+    return "bf16" if has else "fp32"
 
 
 def cores() -> int:

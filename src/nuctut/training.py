@@ -28,11 +28,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nuctut import fits
 from nuctut.files import locked, own, read_text, replacing, write_json
 from nuctut.fits import FitResult, finished
-from nuctut.machine import device_name, git_commit, peak_memory_gb, reset_peak_memory
+from nuctut.machine import (
+    PRECISIONS,
+    device_name,
+    git_commit,
+    peak_memory_gb,
+    precision_on,
+    reset_peak_memory,
+)
 from nuctut.targets import corner_tiles, dihedral, standardise
 
 NO_CODE = "0" * 16  # the digest of code that nobody named
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+ARITHMETIC = {"fp32": "32-true", "bf16": "bf16-mixed"}
 DEVICES = {"auto": "auto", "cpu": "cpu", "gpu": "gpu"}
 
 
@@ -52,7 +59,7 @@ class FitSettings:
         schedule: "constant", or "one-cycle" (linear warm-up over a tenth of the updates, then a
             cosine down to zero).
         l2: λ of the penalty λ Σ w² on the kernels of all convolutions but the last.
-        precision: "fp32" or "bf16" (autocast; weights stay fp32).
+        precision: Of `machine.precision_on`; bf16 is autocast, weights stay fp32.
         device: "auto" (a GPU where there is one), "cpu" or "gpu".
         devices: How many of them.
         patience: Stop after this many epochs without a better validation loss; None never stops.
@@ -304,7 +311,7 @@ def _run(
         trainer = L.Trainer(
             accelerator=DEVICES[settings.device],
             devices=settings.devices,
-            precision=PRECISIONS[settings.precision],
+            precision=ARITHMETIC[keeper.precision],
             max_epochs=settings.epochs,
             callbacks=[keeper],
             logger=False,
@@ -406,6 +413,7 @@ class _Keeper(L.Callback):
 
     def __init__(self, folder: Path, settings: FitSettings, code: str) -> None:
         self.folder, self.settings, self.code = folder, settings, code
+        self.precision = precision_on(_device(settings), settings.precision)
         self.images_per_epoch = 0
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
@@ -480,7 +488,7 @@ class _Keeper(L.Callback):
             seconds=self.seconds,
             weights=sum(w.numel() for w in module.model.parameters() if w.requires_grad),
             device=device_name(device),
-            precision=self.settings.precision,
+            precision=self.precision,
             peak_memory_gb=peak_memory_gb(device),
             git_commit=", ".join(filter(None, self.commits)) or None,
             code=self.code,
@@ -529,6 +537,10 @@ def _claim(folder: Path, settings: FitSettings) -> None:
             f"{folder} holds a fit under other settings (settings.json); "
             "give another folder, or delete this one to start anew."
         )
+
+
+def _device(settings: FitSettings) -> str:
+    return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _now() -> str:

@@ -47,7 +47,7 @@ class Settings:
     learning_rate: Measure
     schedule: Literal["constant", "one-cycle"]
     l2: Measure
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16"]
     patience: Positive | None
     devices: Positive = 1
 
