@@ -32,7 +32,7 @@ from nuctut.experiments import Description, labels_for_free
 from nuctut.files import locked
 from nuctut.models.mask_rcnn import Detection
 from nuctut.models.unet import ReducedUNet
-from nuctut.own_images import bands, images, predict
+from nuctut.own_images import bands, images, predict, spooled
 from nuctut.own_images.predict import Network, predict_files
 from nuctut.postprocess import LabelRule, parted_by_lines, pieces_of_a_mask
 from nuctut.training import FitResult
@@ -198,7 +198,7 @@ def test_a_rescaled_image_gives_the_labels_of_the_rescaled_whole(tmp_path, run, 
     image = grey(mask) + np.random.default_rng(0).integers(0, 9, mask.shape).astype(np.uint8)
     made = Made(rule=pieces_of_a_mask(0.5, 30))
     run(write(tmp_path / "a.tif", image), made=made, pixel_size=0.328)
-    rows, columns = (images.resampling(n, n // 2) for n in image.shape)
+    rows, columns = (spooled.resampling(n, n // 2) for n in image.shape)
     scaled = rows @ image.astype(np.float32)
     scaled = (columns @ scaled.T).T
     expected = made.labels(scaled).repeat(2, 0).repeat(2, 1)
@@ -409,7 +409,7 @@ def test_the_label_file_is_one_that_every_program_reads(tmp_path, run, pages):
         np.testing.assert_array_equal(np.array(image), labels_of(tmp_path).reshape(-1, 300, 120)[0])
         assert image.tag_v2[282] == pytest.approx(20000)  # pixels per centimetre
     with images.opened(path) as image:
-        assert (image.pages, image.pixel_size) == (pages, 0.5)
+        assert (image.pages, image.pixel_size(0)) == (pages, (0.5, 0.5))
 
 
 def test_more_nuclei_than_16_bits_can_count(tmp_path, run):
@@ -488,11 +488,11 @@ def test_bad_files_among_good_ones(tmp_path, nuctut):
     empty.mkdir()
     status, out, err = nuctut(folder, folder / "notes.txt", empty, tmp_path / "*.tif", "gone.tif")
     assert status == 1
-    assert "2 images" in out and "8 failed → " in out
+    assert "2 images" in out and "8 failed: " in out
     reasons = {
         folder / "cut.tif": "is cut off",
         folder / "five.tif": "has 5 channels; expected grey or RGB",
-        folder / "nan.tif": "holds pixels that are NaN or infinite (page 0)",
+        folder / "nan.tif": "holds pixels that are NaN or infinite",
         folder / "text.png": "is no image",
         folder / "notes.txt": "is no image",
         empty: "holds no images; expected files that end in .tif",
@@ -515,7 +515,7 @@ def test_good_files_end_with_status_0(tmp_path, nuctut):
     assert (status, err) == (0, [])
     assert "Network: made, seed 3 (labels_for_free), learned from 12 simulated images" in out
     assert "pixel size of 2 images: the scale that the network learned, 0.656 µm" in out
-    assert f"2 images, {count} nuclei → {tmp_path / 'out' / 'objects.csv'}\n" in out
+    assert f"2 images, {count} nuclei: {tmp_path / 'out' / 'objects.csv'}\n" in out
     options = ["--overwrite", "--pixel-size", 0.6, "--page", 0]
     status, out, _ = nuctut(tmp_path / "in" / "a.tif", *options)
     assert status == 0 and "assumed" not in out and "1 image, " in out
@@ -624,7 +624,7 @@ def full(*_: Any, **__: Any) -> None:
 
 
 PLACES = {
-    "scratch": (images.DiskArray, "__setitem__"),
+    "scratch": (spooled.DiskArray, "__setitem__"),
     "labels": (tifffile.TiffWriter, "write"),
     "overlay": (Path, "write_bytes"),
     "table": (pd.DataFrame, "to_csv"),
