@@ -196,13 +196,7 @@ def predict_files(
         ValueError: When the pixel size or page is no such thing, `out` is not a folder to write
             to, or another process writes to it.
     """
-    if pixel_size is not None and not LENGTHS[0] <= pixel_size <= LENGTHS[1]:
-        raise ValueError(
-            f"pixel_size must be a length in µm, from {LENGTHS[0]:g} to {LENGTHS[1]:g}, not "
-            f"{pixel_size}."
-        )
-    if page is not None and page < 0:
-        raise ValueError(f"page must be 0, the first one, or more, not {page}.")
+    _check_arguments(page, pixel_size)
     job = _Job(network, _folder(Path(out)), page, pixel_size, overwrite, progress)
     done, failed = [], {}
     with locked(job.out, wait=False) as alone:
@@ -228,6 +222,16 @@ def predict_files(
                 failed[path] = reason
                 tell(f"{path}: {reason}")
     return Report(tuple(done), failed, job.out / TABLE)
+
+
+def _check_arguments(page: int | None, pixel_size: float | None) -> None:
+    if pixel_size is not None and not LENGTHS[0] <= pixel_size <= LENGTHS[1]:
+        raise ValueError(
+            f"pixel_size must be a length in µm, from {LENGTHS[0]:g} to {LENGTHS[1]:g}, not "
+            f"{pixel_size}."
+        )
+    if page is not None and page < 0:
+        raise ValueError(f"page must be 0, the first one, or more, not {page}.")
 
 
 def _folder(out: Path) -> Path:
@@ -278,7 +282,7 @@ def _meant(given: str, out: Path) -> list[Path]:
         mode = Path(given).stat().st_mode
     except FileNotFoundError:
         paths = sorted(map(Path, glob.glob(given)))
-        if not paths:
+        if not paths or Path(given).is_symlink():  # to what is not there
             raise ValueError("there is no such file or folder.") from None
         return paths
     if stat.S_ISREG(mode):
