@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import imagecodecs
@@ -14,13 +14,12 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from nuctut.own_images.limits import (
-    Refused,
     check_channels,
     check_piece,
     check_shape,
     decoding,
 )
-from nuctut.own_images.spooled import DiskArray, Spooled
+from nuctut.own_images.spooled import ROWS, DiskArray, Spooled
 
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # by colour type: a palette is expanded
 MODE_CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "RGBA": 3, "CMYK": 4}  # of the other formats
@@ -56,30 +55,30 @@ class Picture:
 
     def spool(self, page: int, folder: Path) -> Spooled:
         """As `images.ImageFile`."""
-        shape = self.shape(page)
+        *shape, channels = self.shape(page)
+        dtype = np.dtype(f"u{self._itemsize}")
+        paths = [folder / f"channel{channel}" for channel in range(channels)]
+        planes = tuple(DiskArray(path, tuple(shape), dtype) for path in paths)
+        top = 0
         with decoding():
-            pixels = self._decode()
-            pixels = np.atleast_3d(pixels.view(np.uint8) if pixels.dtype == bool else pixels)
-        pixels = pixels[..., : shape[2]]
-        if pixels.shape != shape:
-            raise Refused("cannot be read: its header and its pixels differ; export it again.")
-        planes = []
-        for channel in range(shape[2]):
-            plane = DiskArray(folder / f"channel{channel}", shape[:2], pixels.dtype)
-            plane[:] = pixels[..., channel]
-            planes.append(plane)
-        return Spooled(tuple(planes), pixels.dtype)
+            for block in self._decode():
+                rows = slice(top, top := top + len(block))
+                channels_first = np.moveaxis(np.atleast_3d(block), -1, 0)
+                for plane, pixels in zip(planes, channels_first, strict=False):
+                    plane[rows] = pixels  # without transparency, which comes last
+        return Spooled(planes, dtype)
 
 
-# Each gives (height, width, channels that are kept, bytes of a value), and what decodes.
-Opened = tuple[tuple[int, int, int, int], Callable[[], np.ndarray]]
+# Each gives (height, width, channels that are kept, bytes of a value), and what decodes to blocks
+# of rows.
+Opened = tuple[tuple[int, int, int, int], Callable[[], Iterable[np.ndarray]]]
 
 
 def _png(content: bytes) -> Opened:
     # Pillow gives colours of 16 bits as 8.
     width, height, depth, colour = struct.unpack(">IIBB", content[16:26])
     header = height, width, PNG_CHANNELS[colour], 2 if depth == 16 else 1
-    return header, lambda: imagecodecs.png_decode(content)
+    return header, lambda: [imagecodecs.png_decode(content)]
 
 
 def _jpeg(content: bytes) -> Opened:
@@ -94,4 +93,10 @@ def _bmp(content: bytes) -> Opened:
 def _pillow(image: ImageFile) -> Opened:
     # Made by its class, not by `Image.open`, which has limits of its own and warns of them.
     header = image.height, image.width, MODE_CHANNELS[image.mode], 1
-    return header, lambda: np.asarray(image.convert("RGB") if image.mode == "P" else image)
+
+    def decode() -> Iterator[np.ndarray]:
+        for top in range(0, image.height, ROWS):
+            block = image.crop((0, top, image.width, min(top + ROWS, image.height)))
+            yield np.asarray(block.convert("RGB") if image.mode == "P" else block)
+
+    return header, decode
