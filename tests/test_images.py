@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import tracemalloc
 from pathlib import Path
 
 import imagecodecs
@@ -91,6 +92,8 @@ LAYOUTS = [
     {"compression": "zlib"},
     {"compression": "lzw", "predictor": True, "rowsperstrip": 50},
     {"compression": "zstd", "tile": (64, 16)},
+    {"compression": "packbits", "rowsperstrip": 9},
+    {"compression": "lzma"},
     {"bigtiff": True},
 ]
 
@@ -110,6 +113,13 @@ def test_packed_pixels_of_12_bits_and_of_one(tif):
     made = read(tif(mask))
     assert made.dtype == np.uint8
     np.testing.assert_array_equal(made, mask)
+
+
+def test_a_mask_compressed_as_faxes_are(tmp_path):
+    mask = np.pad(GREY[:40, :40] > 2000, 10)
+    for kind in ("group3", "group4"):
+        Image.fromarray(mask).save(tmp_path / "image.tif", compression=kind)
+        np.testing.assert_array_equal(read(tmp_path / "image.tif"), mask)
 
 
 def test_transparency_is_dropped(tif, tmp_path):
@@ -468,6 +478,17 @@ def test_a_file_that_is_too_large_for_a_picture_is_not_read(tmp_path, monkeypatc
     Image.fromarray(RGB).save(path)
     monkeypatch.setattr(limits, "LARGEST", RGB.nbytes)  # its header is the rest
     assert "in one piece (its file)" in reason(path)
+
+
+def test_blocks_of_a_wide_image_are_no_larger_than_others(tif):
+    path = tif(np.ones((96, 2**20), np.uint8))
+    tracemalloc.start()
+    try:
+        with opened(path) as image:
+            image.spool(0, path.parent)
+        assert tracemalloc.get_traced_memory()[1] < 60e6  # three blocks; it has 100 MB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "jpeg2000"])

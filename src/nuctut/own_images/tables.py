@@ -93,6 +93,6 @@ def add_rows(table: Path, objects: pd.DataFrame) -> None:
     try:
         with table.open("a", encoding="utf-8", newline="") as file:
             file.write(objects.to_csv(**how))
-    except BaseException:
+    except OSError:
         os.truncate(table, size)
         raise
