@@ -734,6 +734,8 @@ def test_a_page_and_an_image_of_its_name_do_not_overwrite_each_other(tmp_path, r
         (tmp_path / "out" / f"{one.stem}_labels.tif").unlink()
     report = run(second, write(tmp_path / "x.tif", stack[0]), overwrite=True)  # of one page
     assert len(report.done) == 2
+    for path in (first, second):  # and again, in any order
+        assert not run(path, overwrite=True).failed
 
 
 def test_what_is_neither_a_file_nor_a_folder_is_refused(tmp_path, run, monkeypatch):

@@ -379,14 +379,19 @@ class _Job:
         That of `x_page0.tif` and that of page 0 of `x.tif` have one name.
         """
         for name in names:
-            if not (self.out / f"{name}_overlay.png").exists():
-                continue
-            for owner in {name, re.sub(r"_page\d+$", "", name)} - {path.stem}:
-                if (self.out / f"{owner}_labels.tif").exists():
-                    raise ValueError(
-                        f"its {name}_overlay.png would take the place of that of {owner}: predict "
-                        "it into another folder."
-                    )
+            owner = name
+            if name == path.stem and self._has(name, "overlay.png"):
+                # without labels of its own, the overlay is that of a page
+                own = self._has(name, "labels.tif")
+                owner = name if own else re.sub(r"_page\d+$", "", name)
+            if owner != path.stem and self._has(owner, "labels.tif"):
+                raise ValueError(
+                    f"its {name}_overlay.png would take the place of that of {owner}: predict it "
+                    "into another folder."
+                )
+
+    def _has(self, name: str, what: str) -> bool:
+        return (self.out / f"{name}_{what}").exists()
 
     def _predict_page(
         self, path: Path, name: str, image: ImageFile, number: int, scratch: Path

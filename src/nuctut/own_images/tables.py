@@ -71,19 +71,19 @@ def drop_rows(table: Path, unwanted: Callable[[str], bool]) -> None:
 
 def _read(table: Path) -> tuple[list[list[str]], bool]:
     """All rows that are whole, and whether there is another."""
-    content = table.read_bytes() if table.is_file() else b"neither"
-    whole, _, rest = content.rpartition(b"\n")
+    wrong = f"{table} is no table of predicted objects: choose another folder, or move it away."
+    if not table.is_file():  # a pipe would be waited for without end
+        raise ValueError(wrong)
+    whole, _, rest = table.read_bytes().rpartition(b"\n")
+    if not whole and HEADER.encode().startswith(rest):
+        return [], True
     try:
-        header, *rows = list(csv.reader(whole.decode("utf-8").split("\n"))) or [[]]
-    except (UnicodeDecodeError, csv.Error):
-        header, rows = [], [[]]
-    begun = not whole and HEADER.encode().startswith(rest)
-    ours = header == list(COLUMNS) and all(len(row) == len(COLUMNS) for row in rows)
-    if not (ours or begun):
-        raise ValueError(
-            f"{table} is no table of predicted objects: choose another folder, or move it away."
-        )
-    return rows, bool(rest) or not whole
+        header, *rows = csv.reader(whole.decode("utf-8").split("\n"))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(wrong) from error
+    if header != list(COLUMNS) or any(len(row) != len(COLUMNS) for row in rows):
+        raise ValueError(wrong)
+    return rows, bool(rest)
 
 
 def add_rows(table: Path, objects: pd.DataFrame) -> None:
