@@ -110,8 +110,8 @@ class Tiff:
 
     def _page(self, page: int) -> TiffPage:
         first, *below = self._pages[0 if self._stack else page]
-        found = self.file.pages[first]
-        return found.pages[below[0]] if below else found
+        found = self.file.pages.get(first)
+        return found.pages.get(below[0]) if below else found
 
     def _shape(self, page: TiffPage, number: int) -> tuple[int, int, int]:
         if page.imagedepth > 1:
@@ -170,7 +170,10 @@ class Tiff:
 
     def _decoded(self, page: TiffPage) -> Iterator[tuple[Place, np.ndarray]]:
         """Places and (h, w, channels) pixels of strips or tiles."""
-        tables = {"jpegtables": page.jpegtables} if page.compression in JPEG else {}
+        parts = ("jpegtables", "jpegheader") if page.compression in JPEG else ()
+        jpeg = {
+            name: getattr(page, name) for name in parts
+        }  # of a JPEG, kept elsewhere in the file
         for index in range(prod(page.chunked)):
             offset, size = page.dataoffsets[index], page.databytecounts[index]
             data = None
@@ -178,7 +181,7 @@ class Tiff:
                 self.file.filehandle.seek(offset)
                 data = self.file.filehandle.read(size)
                 _check_stream(page, data)
-            pixels, (channel, _, top, left, _), shape = page.decode(data, index, **tables)
+            pixels, (channel, _, top, left, _), shape = page.decode(data, index, **jpeg)
             if pixels is None:  # left out, as is allowed where there is nothing to see
                 pixels = np.full(shape, page.nodata, page.dtype)
             yield (channel, top, left), pixels[0]
