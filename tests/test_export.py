@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import re
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from nuctut import cli, datasets, experiments, inference, targets
 from nuctut.experiments import four_architectures, labels_for_free
 from nuctut.own_images import export
+from nuctut.paths import project_root
 from nuctut.samples import Sample, SampleSet
 
 pytest.importorskip("onnx", reason="the extra `export` is not installed")
@@ -249,6 +252,33 @@ def test_a_package_that_fails_validation_is_not_written(fits, tmp_path, monkeypa
     with pytest.raises(RuntimeError, match=r"not accept the package: weights\.onnx: .* disagree"):
         export.export(fits["three-classes"], tmp_path / "net.zip")
     assert list(tmp_path.iterdir()) == []
+
+
+OUTSIDE = """
+import sys
+from pathlib import Path
+from nuctut import paths
+paths.MARKERS = ("no file of this name",)  # an installed package, outside every clone
+from nuctut import cli
+sys.argv = ["nuctut", "export", "--run", sys.argv[1], "-o", sys.argv[2]]
+cli.main()
+"""
+
+
+def test_a_package_is_written_without_a_clone(fits, tmp_path, monkeypatch):
+    for name in ("NUCTUT_DATA", "NUCTUT_RUNS"):
+        monkeypatch.delenv(name, raising=False)
+    words = [sys.executable, "-c", OUTSIDE, fits["simple-cnn"], tmp_path / "net.zip"]
+    made = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert b"The nuctut authors" in content(tmp_path / "net.zip", "rdf.yaml")
+
+
+def test_the_installed_package_names_the_authors_that_are_to_be_cited():
+    citation = yaml.safe_load((project_root() / "CITATION.cff").read_text(encoding="utf-8"))
+    parts = ("name", "given-names", "family-names")
+    cited = [" ".join(a[part] for part in parts if part in a) for a in citation["authors"]]
+    assert export._authors() == cited
 
 
 # --- what cannot be exported ---------------------------------------------------------------------

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import json
 import operator
+import os
+import socket
 import subprocess
 import sys
 from collections import namedtuple
@@ -21,6 +24,8 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage as ndi
 from skimage.io import imread
@@ -32,7 +37,7 @@ from nuctut.experiments import Description, labels_for_free
 from nuctut.files import locked
 from nuctut.models.mask_rcnn import Detection
 from nuctut.models.unet import ReducedUNet
-from nuctut.own_images import bands, images, predict
+from nuctut.own_images import bands, images, predict, spooled, tables
 from nuctut.own_images.predict import Network, predict_files
 from nuctut.postprocess import LabelRule, parted_by_lines, pieces_of_a_mask
 from nuctut.training import FitResult
@@ -198,7 +203,7 @@ def test_a_rescaled_image_gives_the_labels_of_the_rescaled_whole(tmp_path, run, 
     image = grey(mask) + np.random.default_rng(0).integers(0, 9, mask.shape).astype(np.uint8)
     made = Made(rule=pieces_of_a_mask(0.5, 30))
     run(write(tmp_path / "a.tif", image), made=made, pixel_size=0.328)
-    rows, columns = (images.resampling(n, n // 2) for n in image.shape)
+    rows, columns = (spooled.resampling(n, n // 2) for n in image.shape)
     scaled = rows @ image.astype(np.float32)
     scaled = (columns @ scaled.T).T
     expected = made.labels(scaled).repeat(2, 0).repeat(2, 1)
@@ -284,6 +289,31 @@ def test_every_page_is_an_image(tmp_path, run):
     assert table.groupby("page").label.max().tolist() == [count for _, count in expected]
 
 
+def test_pages_of_several_sizes_are_images_of_their_own(tmp_path, run):
+    masks = [nuclei(), nuclei((50, 60), 1), nuclei((90, 120), 2)]
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for mask, side in zip(masks, (0.65, 0.66, 0.65), strict=True):
+            metadata = ome(side)["metadata"] | {"PhysicalSizeXUnit": "micrometer"}
+            metadata["PhysicalSizeYUnit"] = "micrometer"
+            file.write(grey(mask), photometric="minisblack", metadata=metadata)
+    report = run(path)
+    assert not report.failed and report.done[0].left_out == 0 and not report.done[0].assumed
+    with tifffile.TiffFile(tmp_path / "out" / "a_labels.tif") as file:
+        found = [series.asarray() for series in file.series]
+        assert file.ome_metadata.count('PhysicalSizeX="0.65"') == 2
+    with images.opened(tmp_path / "out" / "a_labels.tif") as image:
+        assert [image.pixel_size(page) for page in (0, 1)] == [(0.65, 0.65), (0.66, 0.66)]
+    for mask, labels in zip(masks, found, strict=True):
+        np.testing.assert_array_equal(labels, ndi.label(mask)[0])
+    table = table_of(tmp_path)
+    assert table.groupby("page").size().tolist() == [ndi.label(mask)[1] for mask in masks]
+    per_pixel = (table.area_um2 / table.area).groupby(table.page).mean()
+    np.testing.assert_allclose(per_pixel, [0.65**2, 0.66**2, 0.65**2])
+    run(path, page=1, overwrite=True)
+    np.testing.assert_array_equal(labels_of(tmp_path), ndi.label(masks[1])[0])
+
+
 def test_one_page_of_several(tmp_path, run):
     masks = [nuclei(seed=seed) for seed in range(3)]
     path = write(tmp_path / "a.tif", np.stack([grey(mask) for mask in masks]))
@@ -366,6 +396,27 @@ def test_what_is_rescaled(tmp_path, run, how, given, data, shape):
     assert report.done[0].assumed == (given is None)
 
 
+def test_pixels_that_are_not_square_are_refused_only_where_something_is_rescaled(tmp_path, run):
+    path = write(tmp_path / "a.tif", grey(nuclei()), **ome(0.3, 0.4))
+    told = run(path).failed[str(path)]
+    assert (
+        "has pixels of 0.3 × 0.4 µm, but they should be square" in told and "--pixel-size" in told
+    )
+    report = run(path, data="dsb2018")  # of many scales
+    assert not report.failed and report.done[0].oblong == (0.4, 0.3)
+    table = table_of(tmp_path)
+    np.testing.assert_allclose(table.area_um2, table.area * 0.12, rtol=1e-7)
+    with images.opened(tmp_path / "out" / "a_labels.tif") as image:
+        assert image.pixel_size(0) == (0.4, 0.3)
+    lines = predict.summary(report, network(data="dsb2018"))
+    assert any("a.tif has pixels of 0.3 × 0.4 µm" in line for line in lines)
+    report = run(path, overwrite=True, pixel_size=0.656)
+    assert not report.failed and report.done[0].oblong is None
+    near = write(tmp_path / "b.tif", grey(nuclei()), **ome(0.65, 0.66))  # as good as 0.656
+    report = run(near)
+    assert not report.failed and report.done[0].oblong == (0.66, 0.65)
+
+
 def test_nuclei_that_get_lost_on_the_way_back_leave_no_gaps(tmp_path, run):
     """Of nuclei one pixel wide at twice the resolution, some fall between those of the image."""
 
@@ -385,7 +436,7 @@ def test_a_pixel_size_that_must_be_a_mistake(tmp_path, run):
     path = write(tmp_path / "a.tif", grey(nuclei()))
     report = run(path, pixel_size=65.6)
     assert "100 times as large" in report.failed[str(path)]
-    for size in (0, -1, float("nan"), float("inf")):
+    for size in (0, -1, float("nan"), float("inf"), 1e-30, 1e30):
         with pytest.raises(ValueError, match="pixel_size must be a length"):
             run(path, pixel_size=size)
 
@@ -409,7 +460,7 @@ def test_the_label_file_is_one_that_every_program_reads(tmp_path, run, pages):
         np.testing.assert_array_equal(np.array(image), labels_of(tmp_path).reshape(-1, 300, 120)[0])
         assert image.tag_v2[282] == pytest.approx(20000)  # pixels per centimetre
     with images.opened(path) as image:
-        assert (image.pages, image.pixel_size) == (pages, 0.5)
+        assert (image.pages, image.pixel_size(0)) == (pages, (0.5, 0.5))
 
 
 def test_more_nuclei_than_16_bits_can_count(tmp_path, run):
@@ -451,6 +502,20 @@ def test_the_overlay_shows_outlines_on_the_image(tmp_path, run):
     assert (picture[~mask] == 0).all() and (picture[mask & ~edge] == 255).all()
 
 
+def test_the_same_image_gives_the_same_files(tmp_path):
+    paths = [write(tmp_path / f"{name}.tif", np.stack([grey(nuclei())] * 2)) for name in "ab"]
+    for out in ("first", "second"):
+        predict_files(network(), paths, tmp_path / out, progress=False)
+    first = sorted((tmp_path / "first").iterdir())
+    assert len(first) == 8
+    for path in first:
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
+    texts = [
+        tifffile.TiffFile(tmp_path / "first" / f"{name}_labels.tif").ome_metadata for name in "ab"
+    ]
+    assert len({text.partition("UUID=")[2][:50] for text in texts}) == 2  # each has its own
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_overlay_of_a_large_image_is_smaller(tmp_path, run, monkeypatch, channels):
     monkeypatch.setattr(predict, "SIDE", 50)
@@ -488,11 +553,11 @@ def test_bad_files_among_good_ones(tmp_path, nuctut):
     empty.mkdir()
     status, out, err = nuctut(folder, folder / "notes.txt", empty, tmp_path / "*.tif", "gone.tif")
     assert status == 1
-    assert "2 images" in out and "8 failed → " in out
+    assert "2 images" in out and "8 failed: " in out
     reasons = {
         folder / "cut.tif": "is cut off",
         folder / "five.tif": "has 5 channels; expected grey or RGB",
-        folder / "nan.tif": "holds pixels that are NaN or infinite (page 0)",
+        folder / "nan.tif": "holds pixels that are NaN or infinite",
         folder / "text.png": "is no image",
         folder / "notes.txt": "is no image",
         empty: "holds no images; expected files that end in .tif",
@@ -515,7 +580,7 @@ def test_good_files_end_with_status_0(tmp_path, nuctut):
     assert (status, err) == (0, [])
     assert "Network: made, seed 3 (labels_for_free), learned from 12 simulated images" in out
     assert "pixel size of 2 images: the scale that the network learned, 0.656 µm" in out
-    assert f"2 images, {count} nuclei → {tmp_path / 'out' / 'objects.csv'}\n" in out
+    assert f"2 images, {count} nuclei: {tmp_path / 'out' / 'objects.csv'}\n" in out
     options = ["--overwrite", "--pixel-size", 0.6, "--page", 0]
     status, out, _ = nuctut(tmp_path / "in" / "a.tif", *options)
     assert status == 0 and "assumed" not in out and "1 image, " in out
@@ -616,6 +681,162 @@ def test_a_fit_is_found_by_the_beginning_of_its_name(tmp_path, run, monkeypatch)
     np.testing.assert_array_equal(labels_of(tmp_path), loaded.trained.labels(image))
 
 
+# --- names ---------------------------------------------------------------------------------------
+
+
+def test_whatever_one_file_raises_is_its_own(tmp_path, run, monkeypatch):
+    real = images.opened
+
+    def opened(path: Path):
+        if path.stem in faults:
+            raise faults[path.stem]
+        return real(path)
+
+    faults = {
+        "b": AttributeError("no\nsuch"),
+        "c": KeyError("x"),
+        "d": RecursionError(),
+        "e": EOFError(),
+    }
+    monkeypatch.setattr(images, "opened", opened)
+    paths = [write(tmp_path / f"{name}.tif", grey(nuclei())) for name in "abcdef"]
+    report = run(*paths)
+    assert [one.path.stem for one in report.done] == ["a", "f"]
+    told = dict(zip("bcde", report.failed.values(), strict=True))
+    assert told["b"] == "failed in a way that nobody expected (AttributeError: no)."
+    assert all("\n" not in text and text.endswith(".") for text in told.values())
+
+
+def test_an_acquisition_that_was_stopped_stops_nothing(tmp_path, run):
+    stack = np.stack([grey(nuclei(seed=seed)) for seed in range(2)])
+    path = write(tmp_path / "a.tif", stack, ome=True, metadata={"axes": "TYX"})
+    path.write_bytes(path.read_bytes().replace(b'SizeT="2"', b'SizeT="5"'))
+    report = run(path, write(tmp_path / "b.tif", stack[0]))
+    assert not report.failed and len(report.done) == 2
+    np.testing.assert_array_equal(
+        labels_of(tmp_path), [ndi.label(nuclei(seed=s))[0] for s in (0, 1)]
+    )
+
+
+def test_a_page_and_an_image_of_its_name_do_not_overwrite_each_other(tmp_path, run):
+    stack = np.stack([grey(nuclei(seed=seed)) for seed in range(2)])
+    first, second = (tmp_path / f"x{rest}.tif" for rest in ("", "_page0"))
+    write(first, stack), write(second, stack[1])
+    overlay = tmp_path / "out" / "x_page0_overlay.png"
+    for one, other in ((first, second), (second, first)):
+        report = run(one, other, overwrite=True)
+        assert [done.path for done in report.done] == [one]
+        told = report.failed[str(other)]
+        assert f"x_page0_overlay.png would take the place of that of {one.stem}: predict" in told
+        before = overlay.read_bytes()
+        report = run(other)  # and in a later call
+        assert list(report.failed) == [str(other)] and overlay.read_bytes() == before
+        (tmp_path / "out" / f"{one.stem}_labels.tif").unlink()
+    report = run(second, write(tmp_path / "x.tif", stack[0]), overwrite=True)  # of one page
+    assert len(report.done) == 2
+    for path in (first, second):  # and again, in any order
+        assert not run(path, overwrite=True).failed
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_refused(tmp_path, run, monkeypatch):
+    good = write(tmp_path / "in" / "a.tif", grey(nuclei()))
+    pipe, loop, broken = (tmp_path / "in" / f"{name}.tif" for name in ("pipe", "loop", "broken"))
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    broken.symlink_to(tmp_path / "gone")
+    long = str(tmp_path / ("x" * 300 + ".tif"))
+    monkeypatch.chdir(tmp_path)  # whose name may be too long for a socket's
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket.tif")
+        given = ["", pipe, loop, broken, long, "socket.tif", "/dev/null", "a\0b", good]
+        report = run(*given)
+    assert [one.path for one in report.done] == [good]
+    told = {str(name): text for name, text in report.failed.items()}
+    assert list(told) == [*map(str, given[:-1])]
+    assert told[""].startswith("is no name")
+    assert "symbolic links" in told[str(loop)] and "too long" in told[long]
+    assert told[str(broken)] == "there is no such file or folder."
+    for name in (str(pipe), "socket.tif", "/dev/null"):
+        assert told[name] == "is neither a file nor a folder; give an image."
+    report = run(tmp_path / "in", overwrite=True)  # a folder with all of that in it
+    assert [one.path for one in report.done] == [good] and not report.failed
+
+
+def test_a_folder_that_may_not_be_read_stops_nothing(tmp_path, run, monkeypatch):
+    good = write(tmp_path / "in" / "a.tif", grey(nuclei()))
+    closed, real = tmp_path / "closed", Path.iterdir
+    closed.mkdir()
+
+    def iterdir(folder: Path):
+        if folder == closed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    report = run(closed, good)
+    assert report.failed == {str(closed): "Permission denied."} and len(report.done) == 1
+
+
+def test_a_name_that_is_too_long_with_what_is_added_to_it(tmp_path, run):
+    good = write(tmp_path / "a.tif", grey(nuclei()))
+    made = Made()
+    labels, pages = tmp_path / ("y" * 250 + ".tif"), tmp_path / ("z" * 242 + ".tif")
+    write(labels, grey(nuclei())), write(pages, np.stack([grey(nuclei())] * 2))
+    report = run(labels, pages, good, made=made)
+    assert [one.path for one in report.done] == [good] and len(made.model.seen) == 1
+    assert set(report.failed.values()) == {"File name too long."}
+
+
+ODD = ["+1", "=1+1", "-a", "@sum", "'quoted", "''", 'a"b', "a,b", " a", "a\nb", "a\rb", "a\tb"]
+ODD += ["a\\b", "\\xe9", "caf\udce9", "α→é", "a\u2028b", "[a]", "*"]
+
+
+def test_odd_names_are_no_formulas_and_are_read_back(tmp_path, run):
+    paths = [write(tmp_path / "in" / f"{name}.tif", grey(nuclei())) for name in ODD]
+    for _ in range(2):
+        report = run(tmp_path / "in", overwrite=True)
+        assert not report.failed
+    cells = table_of(tmp_path).image
+    assert {tables.name_of(cell) for cell in cells} == {path.name for path in paths}
+    assert not any(cell.startswith(tuple("=+-@\t\r")) for cell in cells)
+    assert cells.value_counts().nunique() == 1  # the second time replaced the first
+    for name in ODD:
+        assert tables.name_of(tables.cell_of(name)) == name
+
+
+@given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1))
+def test_every_name_is_read_back(name):
+    assert tables.name_of(tables.cell_of(name)) == name
+
+
+@pytest.mark.parametrize("content", ["x,y\n1,2\n", "mine", "image,page\n", "\xff", "{header}a,1\n"])
+def test_a_file_that_is_no_table_of_ours_is_left_alone(tmp_path, run, content):
+    table = tmp_path / "out" / "objects.csv"
+    table.parent.mkdir()
+    text = content.replace("{header}", tables.HEADER).encode("latin-1")
+    table.write_bytes(text)
+    with pytest.raises(ValueError, match=r"objects\.csv is no table of predicted objects"):
+        run(write(tmp_path / "a.tif", grey(nuclei())))
+    assert table.read_bytes() == text
+    table.unlink()
+    os.mkfifo(table)
+    with pytest.raises(ValueError, match=r"objects\.csv is no table of predicted objects"):
+        run(tmp_path / "a.tif")
+
+
+def test_no_character_is_too_much_for_a_terminal(tmp_path, nuctut, monkeypatch):
+    paths = [write(tmp_path / f"{name}.tif", grey(nuclei())) for name in ("a→b", "caf\udce9")]
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    status, _, _ = nuctut(*paths, tmp_path / "gone→\udce9.tif", "-o", tmp_path / "out→")
+    terminal.flush()
+    told = terminal.buffer.getvalue().decode("cp1252")
+    assert status == 1 and "2 images" in told and r"out\u2192" in told
+    sys.stderr.flush()
+    assert rb"gone\u2192\udce9.tif" in sys.stderr.buffer.getvalue()
+
+
 # --- no space, and being killed ------------------------------------------------------------------
 
 
@@ -624,7 +845,7 @@ def full(*_: Any, **__: Any) -> None:
 
 
 PLACES = {
-    "scratch": (images.DiskArray, "__setitem__"),
+    "scratch": (spooled.DiskArray, "__setitem__"),
     "labels": (tifffile.TiffWriter, "write"),
     "overlay": (Path, "write_bytes"),
     "table": (pd.DataFrame, "to_csv"),
@@ -715,6 +936,48 @@ def test_an_interrupt_leaves_nothing_half_done(tmp_path, run):
     with pytest.raises(KeyboardInterrupt):
         run(b, made=Made(Interrupted()))
     assert names(tmp_path) == before
+
+
+PHASES = {
+    "rows": (pd.DataFrame, "to_csv"),
+    "labels": (tifffile.TiffWriter, "write"),
+    "places": (Path, "replace"),
+}
+
+
+@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("phase", PHASES)
+def test_an_interrupt_at_any_time_leaves_what_is_done(tmp_path, run, phase, call, monkeypatch):
+    a, b, c = (write(tmp_path / f"{name}.tif", grey(nuclei())) for name in "abc")
+    run(a)
+    before, table = names(tmp_path), (tmp_path / "out" / "objects.csv").read_bytes()
+    owner, method = PHASES[phase]
+    real, calls, told = getattr(owner, method), [], []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(owner, method, interrupted)
+        run(b, c, tell=told.append)
+    at = c if call == 2 and phase != "places" else b
+    done = 1 if at == c else 0
+    assert told == [f"Stopped at {at}. What is done stays: {done} image{'' if done else 's'}."]
+    if at == b:
+        assert names(tmp_path) == before
+        assert (tmp_path / "out" / "objects.csv").read_bytes() == table
+    else:
+        assert names(tmp_path) == before | {"b_labels.tif", "b_overlay.png"}
+        assert set(table_of(tmp_path).image) == {"a.tif", "b.tif"}
+    report = run(b, c)
+    assert len(report.done) == 2 - done and set(table_of(tmp_path).image) == {
+        "a.tif",
+        "b.tif",
+        "c.tif",
+    }
 
 
 # --- large images --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
@@ -42,6 +43,9 @@ Parameters = Annotated[
 
 def main() -> None:
     """Entry point: what goes wrong in an expected way is one message, and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no character that a terminal lacks ends it
+            stream.reconfigure(errors="backslashreplace")
     if runs := os.environ.get("NUCTUT_RUNS"):  # chapters run in a folder of their own
         os.environ["NUCTUT_RUNS"] = str(Path(runs).expanduser().resolve())
     try:

@@ -14,18 +14,17 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from skimage.io import imsave
 from torch import Tensor, nn
 
 from nuctut import datasets, experiments, inference, scoreboard, targets
 from nuctut.files import replacing
-from nuctut.paths import project_root
 
 LIBRARIES = ("onnx", "onnxruntime", "bioimageio.core")  # the extra `export`
 TOLERANCE = 1e-4  # between probabilities of the exported network and of ours
@@ -327,10 +326,8 @@ def _cover(fit: _Exported) -> np.ndarray:
 
 
 def _authors() -> list[str]:
-    """The project's authors, as its CITATION.cff names them."""
-    citation = yaml.safe_load((project_root() / "CITATION.cff").read_text(encoding="utf-8"))
-    parts = ("name", "given-names", "family-names")
-    return [" ".join(a[part] for part in parts if part in a) for a in citation["authors"]]
+    """The project's authors, as the installed package names them."""
+    return metadata("nuctut")["Author"].split(", ")
 
 
 def _learned(fit: _Exported) -> str:

@@ -8,16 +8,20 @@ there is done, whenever the program was killed.
 
 from __future__ import annotations
 
-import csv
 import errno
 import glob
+import hashlib
 import os
+import re
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 import imagecodecs
 import numpy as np
@@ -28,32 +32,22 @@ from rich.filesize import decimal
 from tqdm.auto import tqdm
 
 from nuctut import datasets, detection, experiments, figures, inference
-from nuctut.files import locked, replacing
-from nuctut.own_images import images
+from nuctut.files import locked
+from nuctut.inference import Span
+from nuctut.own_images import images, pixel_sizes
 from nuctut.own_images.bands import bands, labels_in_bands
-from nuctut.own_images.images import DiskArray, ImageFile, Span, Spooled
+from nuctut.own_images.images import ImageFile
+from nuctut.own_images.pixel_sizes import Sides
+from nuctut.own_images.spooled import DiskArray, Spooled, rescaled
+from nuctut.own_images.tables import COLUMNS, add_rows, cell_of, drop_rows
 from nuctut.running import runs
 from nuctut.targets import Blocks, Normalisation
 
 TABLE = "objects.csv"
-COLUMNS = (
-    "image",
-    "page",
-    "label",
-    "area",
-    "area_um2",
-    "centroid_y",
-    "centroid_x",
-    "top",
-    "left",
-    "bottom",
-    "right",
-    "mean_intensity",
-    "touches_border",
-)
 SCRATCH = ".predicting-"  # beginning of the names of folders that a killed process leaves
 SAME_SCALE = 0.03  # a nucleus larger or smaller by less looks the same to a network
 SCALES = (1 / 20, 20)  # a pixel size further from the network's is a mistake
+LENGTHS = (1e-3, 1e3)  # of a pixel, in µm
 SIDE = 2048  # pixels of an overlay, at most
 STRIP = 2**18  # bytes of a label file that are compressed together, about
 CLASSIC = 2**32 - 2**25  # bytes that fit into a TIFF file with offsets of 32 bits
@@ -111,13 +105,15 @@ class Done:
         path: Of the image.
         nuclei: How many there are on all pages.
         assumed: Whether it was taken to have the network's scale, because nothing says its own.
-        left_out: How many images of other kinds its file holds.
+        left_out: See `images.ImageFile`.
+        oblong: Sides of its pixels, where they are not square.
     """
 
     path: Path
     nuclei: int
     assumed: bool
     left_out: int
+    oblong: Sides | None
 
 
 @dataclass(frozen=True)
@@ -143,9 +139,14 @@ class Report:
 def summary(report: Report, network: Network) -> list[str]:
     """Lines to print at the end: what was done, and what was assumed."""
     lines = [
-        f"{one.path} holds {one.left_out} more images of other sizes, which were left out."
+        f"{one.path} holds {one.left_out} more pictures beside the slide, which were left out."
         for one in report.done
         if one.left_out
+    ]
+    lines += [
+        f"{one.path} has pixels of {pixel_sizes.shown(one.oblong)}: area_um2 is that of both sides."
+        for one in report.done
+        if one.oblong
     ]
     assumed = sum(one.assumed for one in report.done)
     if assumed:
@@ -157,7 +158,7 @@ def summary(report: Report, network: Network) -> list[str]:
         lines.append("The network learned from images of many scales: nothing was rescaled.")
     failed = f", {len(report.failed)} failed" if report.failed else ""
     counted = f"{_images(len(report.done))}, {report.nuclei:,} nuclei{failed}"
-    return [*lines, f"{counted} → {report.table}" if report.done else counted]
+    return [*lines, f"{counted}: {report.table}" if report.done else counted]
 
 
 def _images(count: int) -> str:
@@ -178,7 +179,8 @@ def predict_files(
     """Predict images, whatever their number and size; what is wrong with one stops no other.
 
     Of an image `x.tif`, `x_labels.tif` and `x_overlay.png` are written (`x_page0_overlay.png` and
-    so on where the file has several pages), and a row per nucleus in `objects.csv`.
+    so on where the file has several pages), and a row per nucleus in `objects.csv`. The same image
+    gives the same files, byte by byte. What is done when this is interrupted stays.
 
     Args:
         network: What predicts.
@@ -194,10 +196,7 @@ def predict_files(
         ValueError: When the pixel size or page is no such thing, `out` is not a folder to write
             to, or another process writes to it.
     """
-    if pixel_size is not None and not 0 < pixel_size < float("inf"):
-        raise ValueError(f"pixel_size must be a length in µm, not {pixel_size}.")
-    if page is not None and page < 0:
-        raise ValueError(f"page must be 0, the first one, or more, not {page}.")
+    _check_arguments(page, pixel_size)
     job = _Job(network, _folder(Path(out)), page, pixel_size, overwrite, progress)
     done, failed = [], {}
     with locked(job.out, wait=False) as alone:
@@ -212,14 +211,27 @@ def predict_files(
             try:
                 if reason is None:
                     done.append(job.predict(Path(path), other))
-            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            except Exception as error:  # whatever it is, it is this file's
                 reason = _sentence(error, job.out)
                 if other == Path(path):
                     del taken[other.stem]  # the name is free for another one
+            except KeyboardInterrupt:
+                tell(f"Stopped at {path}. What is done stays: {_images(len(done))}.")
+                raise
             if reason:
                 failed[path] = reason
                 tell(f"{path}: {reason}")
     return Report(tuple(done), failed, job.out / TABLE)
+
+
+def _check_arguments(page: int | None, pixel_size: float | None) -> None:
+    if pixel_size is not None and not LENGTHS[0] <= pixel_size <= LENGTHS[1]:
+        raise ValueError(
+            f"pixel_size must be a length in µm, from {LENGTHS[0]:g} to {LENGTHS[1]:g}, not "
+            f"{pixel_size}."
+        )
+    if page is not None and page < 0:
+        raise ValueError(f"page must be 0, the first one, or more, not {page}.")
 
 
 def _folder(out: Path) -> Path:
@@ -237,28 +249,51 @@ def _sentence(error: Exception, out: Path) -> str:
         return f"{error.strerror}."
     if isinstance(error, MemoryError):
         return "there is not enough memory for it."
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    told = (str(error).splitlines() or [""])[0]
+    if isinstance(error, (ValueError, OSError, RuntimeError)) and told:
+        return told
+    return f"failed in a way that nobody expected ({type(error).__name__}: {told})."
 
 
 def _found(inputs: Sequence[Path | str], out: Path) -> tuple[list[str], dict[str, str]]:
     """What to predict, each file once, and what is wrong with names that stand for no file."""
-    found: dict[Path, str] = {}
+    found: dict[str, str] = {}
     missing: dict[str, str] = {}
     for given in map(str, inputs):
-        reason = "there is no such file or folder."
-        if Path(given).is_dir():
-            paths = [path for path in sorted(Path(given).iterdir()) if _is_image(path, out)]
-            kinds = ", ".join(images.SUFFIXES)
-            reason = f"holds no images; expected files that end in {kinds}."
-        elif Path(given).exists():
-            paths = [Path(given)]
-        else:
-            paths = sorted(map(Path, glob.glob(given)))
+        try:
+            paths = _meant(given, out)
+        except (OSError, ValueError) as error:  # a loop of links, too long a name, no permission
+            missing[given] = _sentence(error, out)
+            continue
         for path in paths:
-            found.setdefault(path.resolve(), str(path))
-        if not paths:
-            missing[given] = reason
+            found.setdefault(os.path.realpath(path), str(path))
     return [*found.values(), *missing], missing
+
+
+def _meant(given: str, out: Path) -> list[Path]:
+    """The files that a name stands for, at least one.
+
+    Raises:
+        ValueError, OSError: When there are none.
+    """
+    if not given:
+        raise ValueError("is no name; give a file, a folder or a pattern.")
+    try:
+        mode = Path(given).stat().st_mode
+    except FileNotFoundError:
+        paths = sorted(map(Path, glob.glob(given)))
+        if not paths or Path(given).is_symlink():  # to what is not there
+            raise ValueError("there is no such file or folder.") from None
+        return paths
+    if stat.S_ISREG(mode):
+        return [Path(given)]
+    if not stat.S_ISDIR(mode):
+        raise ValueError("is neither a file nor a folder; give an image.")
+    paths = [path for path in sorted(Path(given).iterdir()) if _is_image(path, out)]
+    if not paths:
+        kinds = ", ".join(images.SUFFIXES)
+        raise ValueError(f"holds no images; expected files that end in {kinds}.")
+    return paths
 
 
 def _is_image(path: Path, out: Path) -> bool:
@@ -273,11 +308,16 @@ def _is_image(path: Path, out: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Page:
-    """What became of one page: its labels, a row per nucleus, and the picture of both."""
+    """What became of one page: its labels, a row per nucleus, and the picture of both.
+
+    Attributes:
+        size: Sides of its pixels, if they are known.
+    """
 
     labels: DiskArray
     objects: pd.DataFrame
     overlay: Path
+    size: Sides | None
 
 
 @dataclass(frozen=True)
@@ -306,13 +346,23 @@ class _Job:
             images.opened(path) as image,
         ):
             numbers = self._numbers(image)
-            size = self.pixel_size or image.pixel_size
-            pages = [self._predict_page(path, image, n, size, Path(scratch)) for n in numbers]
+            names = [_name(path, image, number) for number in numbers]
+            self._check_names(path, names)
+            pages = [
+                self._predict_page(path, name, image, number, Path(scratch))
+                for name, number in zip(names, numbers, strict=True)
+            ]
             labels = Path(scratch, target.name)
-            _write_labels(labels, [page.labels for page in pages], _count(pages), size)
+            _write_labels(labels, pages)
             self._keep(path, [*(page.overlay for page in pages), labels], pages)
-            assumed = size is None and self.network.pixel_size is not None
-            return Done(path, sum(len(p.objects) for p in pages), assumed, image.left_out)
+            return self._done(path, image, pages)
+
+    def _done(self, path: Path, image: ImageFile, pages: Sequence[_Page]) -> Done:
+        sizes = [page.size for page in pages]
+        assumed = None in sizes and self.network.pixel_size is not None
+        oblong = (size for size in sizes if size and not pixel_sizes.is_square(size))
+        nuclei = sum(len(page.objects) for page in pages)
+        return Done(path, nuclei, assumed, image.left_out, next(oblong, None))
 
     def _numbers(self, image: ImageFile) -> list[int]:
         if self.page is None:
@@ -323,11 +373,31 @@ class _Job:
             )
         return [self.page]
 
+    def _check_names(self, path: Path, names: Sequence[str]) -> None:
+        """Raise ValueError where an overlay would take the place of another image's.
+
+        That of `x_page0.tif` and that of page 0 of `x.tif` have one name.
+        """
+        for name in names:
+            owner = name
+            if name == path.stem and self._has(name, "overlay.png"):
+                # without labels of its own, the overlay is that of a page
+                own = self._has(name, "labels.tif")
+                owner = name if own else re.sub(r"_page\d+$", "", name)
+            if owner != path.stem and self._has(owner, "labels.tif"):
+                raise ValueError(
+                    f"its {name}_overlay.png would take the place of that of {owner}: predict it "
+                    "into another folder."
+                )
+
+    def _has(self, name: str, what: str) -> bool:
+        return (self.out / f"{name}_{what}").exists()
+
     def _predict_page(
-        self, path: Path, image: ImageFile, number: int, size: float | None, scratch: Path
+        self, path: Path, name: str, image: ImageFile, number: int, scratch: Path
     ) -> _Page:
-        name = f"{path.stem}_page{number}" if image.pages > 1 else path.stem
         bar = _bars(name, self.progress)
+        size = (self.pixel_size,) * 2 if self.pixel_size else image.pixel_size(number)
         factor = self._factor(size)
         self._check_room(image, number, factor)
         folder = scratch / f"page{number}"
@@ -340,22 +410,30 @@ class _Job:
         overlay = scratch / f"{name}_overlay.png"
         objects = _measured(spooled, labels, count, overlay, bar)
         shutil.rmtree(folder)
-        objects.insert(0, "image", path.name)
+        objects.insert(0, "image", cell_of(path.name))
         objects.insert(1, "page", number)
-        objects["area_um2"] = objects["area"] * (size or np.nan) ** 2
-        return _Page(labels, objects[list(COLUMNS)], overlay)
+        objects["area_um2"] = objects["area"] * (np.prod(size) if size else np.nan)
+        return _Page(labels, objects[list(COLUMNS)], overlay, size)
 
-    def _factor(self, size: float | None) -> float:
+    def _factor(self, size: Sides | None) -> float:
         """By which an image is enlarged so that nuclei are as large as the network knows them."""
         if size is None or self.network.pixel_size is None:
             return 1.0
-        factor = size / self.network.pixel_size
-        if not SCALES[0] <= factor <= SCALES[1]:
+        factors = [side / self.network.pixel_size for side in size]
+        if all(abs(factor - 1) < SAME_SCALE for factor in factors):
+            return 1.0
+        if not pixel_sizes.is_square(size):
             raise ValueError(
-                f"its pixels of {size:g} µm are {factor:.3g} times as large as those the network "
-                f"learned from, expected {SCALES[0]:g} to {SCALES[1]:g}: check --pixel-size."
+                f"has pixels of {pixel_sizes.shown(size)}, but they should be square, since it has "
+                "to be rescaled; resample it, or give one --pixel-size for both sides."
             )
-        return 1.0 if abs(factor - 1) < SAME_SCALE else factor
+        if not SCALES[0] <= factors[1] <= SCALES[1]:
+            raise ValueError(
+                f"its pixels of {size[1]:g} µm are {factors[1]:.3g} times as large as those the "
+                f"network learned from, expected {SCALES[0]:g} to {SCALES[1]:g}: check the "
+                "--pixel-size."
+            )
+        return factors[1]
 
     def _check_room(self, image: ImageFile, number: int, factor: float) -> None:
         """Say that the disk is too small before an hour is spent, not after."""
@@ -371,20 +449,36 @@ class _Job:
 
     def _keep(self, path: Path, made: list[Path], pages: list[_Page]) -> None:
         """Put the results of an image in their places; `made` ends with the labels."""
-        table = self.out / TABLE
-        before = self.out / made[-1].name
-        if before.exists():
-            before.unlink()
-            name = glob.escape(path.stem)
-            for pattern in (f"{name}_overlay.png", f"{name}_page*_overlay.png"):
-                for overlay in self.out.glob(pattern):
-                    owner = overlay.name.removesuffix("_overlay.png")
-                    if not (self.out / f"{owner}_labels.tif").exists():
-                        overlay.unlink()
-            _drop_rows(table, lambda image: Path(image).stem == path.stem)
-        _add_rows(table, pd.concat([page.objects for page in pages]))
-        for file in made:
-            file.replace(self.out / file.name)
+        if (self.out / made[-1].name).exists():
+            self._forget(path)
+        try:
+            add_rows(self.out / TABLE, pd.concat([page.objects for page in pages]))
+            for file in made:
+                file.replace(self.out / file.name)
+        except BaseException:
+            for file in made:
+                (self.out / file.name).unlink(missing_ok=True)
+            self._drop_rows(path)
+            raise
+
+    def _forget(self, path: Path) -> None:
+        """Remove what an earlier prediction of an image left, but what is another one's."""
+        (self.out / f"{path.stem}_labels.tif").unlink()
+        name = glob.escape(path.stem)
+        for pattern in (f"{name}_overlay.png", f"{name}_page*_overlay.png"):
+            for overlay in self.out.glob(pattern):
+                owner = overlay.name.removesuffix("_overlay.png")
+                if not (self.out / f"{owner}_labels.tif").exists():
+                    overlay.unlink()
+        self._drop_rows(path)
+
+    def _drop_rows(self, path: Path) -> None:
+        drop_rows(self.out / TABLE, lambda image: Path(image).stem == path.stem)
+
+
+def _name(path: Path, image: ImageFile, number: int) -> str:
+    """Of a page, as its overlay is called."""
+    return f"{path.stem}_page{number}" if image.pages > 1 else path.stem
 
 
 def _bars(name: str, progress: bool) -> Bar:
@@ -406,7 +500,7 @@ def _labels(
     if factor == 1:
         yield from _labels_as_learned(trained, image, folder, bar)
         return
-    scaled = images.rescaled(image, factor, folder)
+    scaled = rescaled(image, factor, folder)
     labels = DiskArray(folder / "scaled_labels", scaled.shape, np.int32)
     for rows, part in _labels_as_learned(trained, scaled, folder, bar):
         labels[slice(*rows)] = part
@@ -492,39 +586,58 @@ def _without_gaps(labels: DiskArray) -> int:
     return int(seen.sum())
 
 
-def _count(pages: Sequence[_Page]) -> int:
-    return max(len(page.objects) for page in pages)
+def _write_labels(path: Path, pages: Sequence[_Page]) -> None:
+    """A TIFF file with the labels of all pages, in strips: ImageJ itself cannot read tiles.
 
-
-def _write_labels(path: Path, pages: Sequence[DiskArray], count: int, size: float | None) -> None:
-    """A TIFF file with the labels of all pages, in strips: ImageJ itself cannot read tiles."""
+    Pages of one shape and pixel size are one stack, others are images of their own.
+    """
+    count = max(len(page.objects) for page in pages)
     dtype = np.dtype(np.uint16 if count <= np.iinfo(np.uint16).max else np.uint32)
-    height, width = pages[0].shape
+    alike = len({(page.labels.shape, page.size) for page in pages}) == 1
+    bytes_ = dtype.itemsize * sum(prod(page.labels.shape) for page in pages)
+    identity = _identity(path.name, pages)
+    with tifffile.TiffWriter(path, bigtiff=bytes_ > CLASSIC, ome=True) as file:
+        for stack in [pages] if alike else [[page] for page in pages]:
+            _write_stack(file, stack, dtype, identity)
+
+
+def _write_stack(
+    file: tifffile.TiffWriter, pages: Sequence[_Page], dtype: np.dtype, identity: str
+) -> None:
+    (height, width), size = pages[0].labels.shape, pages[0].size
     rows = max(1, STRIP // (width * dtype.itemsize))
 
     def strips() -> Iterator[bytes]:
-        for labels in pages:
-            for start, stop in bands(labels.shape, width * rows):
-                yield imagecodecs.zlib_encode(labels[start:stop].astype(dtype).tobytes())
+        for page in pages:
+            for start, stop in bands((height, width), width * rows):
+                yield imagecodecs.zlib_encode(page.labels[start:stop].astype(dtype).tobytes())
 
-    metadata: dict[str, Any] = {"axes": "YX" if len(pages) == 1 else "TYX"}
+    metadata: dict[str, Any] = {"axes": "YX" if len(pages) == 1 else "TYX", "UUID": identity}
     resolution = {}
     if size is not None:
-        for axis in "XY":
-            metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "µm"}
-        resolution = {"resolution": (1e4 / size, 1e4 / size), "resolutionunit": "CENTIMETER"}
-    bytes_ = len(pages) * height * width * dtype.itemsize
-    with tifffile.TiffWriter(path, bigtiff=bytes_ > CLASSIC, ome=True) as file:
-        file.write(
-            strips(),
-            shape=(height, width) if len(pages) == 1 else (len(pages), height, width),
-            dtype=dtype,
-            photometric="minisblack",
-            compression="zlib",
-            rowsperstrip=rows,
-            metadata=metadata,
-            **resolution,
-        )
+        for axis, side in zip("YX", size, strict=True):
+            metadata |= {f"PhysicalSize{axis}": side, f"PhysicalSize{axis}Unit": "µm"}
+        resolution = {"resolution": (1e4 / size[1], 1e4 / size[0]), "resolutionunit": "CENTIMETER"}
+    file.write(
+        strips(),
+        shape=(height, width) if len(pages) == 1 else (len(pages), height, width),
+        dtype=dtype,
+        photometric="minisblack",
+        compression="zlib",
+        rowsperstrip=rows,
+        metadata=metadata,
+        **resolution,
+    )
+
+
+def _identity(name: str, pages: Sequence[_Page]) -> str:
+    """An OME-TIFF's UUID, which is otherwise drawn by chance: of its name and what it holds."""
+    content = hashlib.sha256(name.encode("utf-8", "surrogateescape"))
+    for page in pages:
+        content.update(repr((page.labels.shape, page.size)).encode())
+        for start, stop in bands(page.labels.shape):
+            content.update(page.labels[start:stop])
+    return str(uuid5(NAMESPACE_OID, content.hexdigest()))
 
 
 # --- objects -------------------------------------------------------------------------------------
@@ -632,45 +745,13 @@ class _Reduced:
         return picture
 
 
-# --- the table -----------------------------------------------------------------------------------
+# --- what a killed process left ------------------------------------------------------------------
 
 
 def _tidy(out: Path) -> None:
-    """Remove what a killed process left: its folder, and rows of an image that was not done."""
+    """Remove its folder, and rows of an image that was not done."""
     for folder in out.glob(f"{SCRATCH}*"):
         shutil.rmtree(folder)
     for file in out.glob(f".{TABLE}.*"):
         file.unlink()
-    _drop_rows(out / TABLE, lambda image: not (out / f"{Path(image).stem}_labels.tif").exists())
-
-
-def _drop_rows(table: Path, unwanted: Callable[[str], bool]) -> None:
-    """Rewrite the table without the rows of some images, and without a torn last one."""
-    if not table.exists():
-        return
-    torn = not table.read_bytes().endswith(b"\n")
-    with table.open(newline="", encoding="utf-8") as file:
-        header, *rows = [tuple(row) for row in csv.reader(file)] or [COLUMNS]
-    if header != COLUMNS and not (torn and not rows):
-        raise ValueError(
-            f"{table} is no table of predicted objects: choose another folder, or move it away."
-        )
-    kept = [row for row in (rows[:-1] if torn else rows) if not unwanted(row[0])]
-    if torn or len(kept) < len(rows):
-        with (
-            replacing(table) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *kept])
-
-
-def _add_rows(table: Path, objects: pd.DataFrame) -> None:
-    """All of an image's rows, or none."""
-    size = table.stat().st_size if table.exists() else 0
-    how = {"index": False, "header": size == 0, "float_format": "%.9g", "lineterminator": "\n"}
-    try:
-        with table.open("a", encoding="utf-8", newline="") as file:
-            file.write(objects.to_csv(**how))
-    except OSError:
-        os.truncate(table, size)
-        raise
+    drop_rows(out / TABLE, lambda image: not (out / f"{Path(image).stem}_labels.tif").exists())
