@@ -71,10 +71,9 @@ def fit(image: np.ndarray, labels: np.ndarray, variant: str, settings, runs: Pat
     ]
     how = {"device": "cpu", "runs": runs, "progress": False}
     if image.ndim == 2:
-        classes = lambda one: targets.three_classes(one.labels)  # noqa: E731
-        trained = labels_for_free.train(variant, classes, *sets, settings, **how)
-    else:
-        trained = four_architectures.train(variant, *sets, settings, **how)
+        how["teach"] = lambda one: targets.three_classes(one.labels)
+    chapter = labels_for_free if image.ndim == 2 else four_architectures
+    trained = experiments.train(chapter, variant, tuple(sets), settings, **how)
     return trained.fit.best.parent
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import functools
 import io
-import json
-import operator
 import os
 import socket
 import subprocess
 import sys
 from collections import namedtuple
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,16 +30,17 @@ from skimage.io import imread
 from skimage.measure import regionprops_table
 from torch import Tensor, nn
 
-from nuctut import cli, detection, inference, targets
-from nuctut.experiments import Description, labels_for_free
-from nuctut.files import locked
+from nuctut import cli, detection, fits, inference, targets
+from nuctut.experiments import labels_for_free
+from nuctut.files import locked, write_json
+from nuctut.fits import Description
 from nuctut.models.mask_rcnn import Detection
 from nuctut.models.unet import ReducedUNet
 from nuctut.own_images import bands, images, predict, spooled, tables
 from nuctut.own_images.predict import Network, predict_files
 from nuctut.postprocess import LabelRule, parted_by_lines, pieces_of_a_mask
-from nuctut.training import FitResult
 
+CODE = "0123456789abcdef"
 LEVELS = (100, 900, 500)  # grey values of background, nucleus and separation
 
 
@@ -87,7 +86,7 @@ class Made:
 
 def network(made: Made | None = None, data: str = "bbbc039") -> Network:
     about = {"name": data, "source": "simulated", "fingerprint": "ab", "images": 12}
-    description = Description("labels_for_free", "made", 3, {}, False, about, "cd")
+    description = Description("labels_for_free", "made", 3, {}, False, about, CODE)
     return Network(made or Made(), description)
 
 
@@ -651,24 +650,28 @@ def test_out_must_be_a_folder_of_ones_own(tmp_path, run):
 def test_a_fit_is_found_by_the_beginning_of_its_name(tmp_path, run, monkeypatch):
     monkeypatch.setenv("NUCTUT_RUNS", str(tmp_path / "runs"))
     folder = tmp_path / "runs" / "01_labels_for_free" / "dl-ground-truth--s3--0123456789abcdef"
-    values = [{f.name: None for f in fields(labels_for_free.Settings)}]
-    values += [{"scale": "log", "channels": [2] * 5, "last_channels": 2, "dropout": [0] * 4}]
-    values += [{"normalise": True, "min_area": 0, "precision": "fp32"}]
-    settings = functools.reduce(operator.or_, values)
+    settings = labels_for_free.Settings(
+        **{"data": "real", "images": None, "crop": None, "scale": "log", "gain": 0.0},
+        **{"channels": (2,) * 5, "last_channels": 2, "dropout": (0.0,) * 4, "normalise": True},
+        **{"cross_entropy": 0.0, "min_area": 0, "epochs": 1, "updates": None, "batch_size": 1},
+        **{"learning_rate": 1e-3, "schedule": "constant", "l2": 0.0, "precision": "fp32"},
+        patience=None,
+    )
     about = {"name": "bbbc039", "source": "real", "fingerprint": "ab", "images": 100}
     with pytest.raises(ValueError, match="names none of what is below"):
         predict.load("dl")
     folder.mkdir(parents=True)
-    made = Description("labels_for_free", "dl-ground-truth", 3, settings, False, about, "cd")
-    (folder / "network.json").write_text(json.dumps(asdict(made)))
+    name = ("labels_for_free", "dl-ground-truth")
+    write_json(folder / "network.json", Description(*name, 3, asdict(settings), False, about, CODE))
     with pytest.raises(ValueError, match="is not finished"):
         predict.load("dl")
     unet = ReducedUNet(channels=(2,) * 5, last_channels=2, dropout=(0,) * 4, normalise=True)
-    torch.save(unet.state_dict(), folder / "best.ckpt")
+    fits.save_weights(unet, folder / fits.WEIGHTS)
     (folder / "history.csv").write_text("step,train_loss,val_loss,learning_rate,seconds\n")
-    done = {f.name: 0 for f in fields(FitResult)}
-    del done["best"], done["history"]
-    (folder / "done.json").write_text(json.dumps(done))
+    counts = dict.fromkeys(("updates", "images_seen", "seconds", "weights", "peak_memory_gb"), 0)
+    words = dict.fromkeys(("device", "precision", "started", "ended", "git_commit"), "some")
+    sums = {"code": CODE, "weights_sha256": fits.checksum(folder / fits.WEIGHTS)}
+    write_json(folder / "done.json", fits.Summary(**counts, **words, **sums))
     loaded = predict.load("01_labels_for_free/dl-ground", device="cpu")
     assert str(loaded) == (
         "dl-ground-truth, seed 3 (labels_for_free), learned from 100 real images of bbbc039, "

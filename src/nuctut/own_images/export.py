@@ -23,7 +23,7 @@ import torch
 from skimage.io import imsave
 from torch import Tensor, nn
 
-from nuctut import datasets, experiments, inference, scoreboard, targets
+from nuctut import datasets, experiments, fits, inference, scoreboard, targets
 from nuctut.files import replacing
 
 LIBRARIES = ("onnx", "onnxruntime", "bioimageio.core")  # the extra `export`
@@ -79,7 +79,7 @@ class _Exported:
     """
 
     trained: experiments.Trained
-    made: experiments.Description
+    made: fits.Description
     image: np.ndarray
 
     @property
@@ -152,7 +152,7 @@ def _taken_up(folder: Path) -> _Exported:
             f"{folder}: {trained.variant} gives nuclei one by one, not a probability map, and "
             "cannot be exported; use `nuctut predict` for it."
         )
-    made = experiments.describe_fit(folder)
+    made = fits.read_description(folder)
     return _Exported(trained, made, _simulated_image(made.data["name"]))
 
 
@@ -268,7 +268,7 @@ def _description(fit: _Exported, network: Path) -> Any:
     )
 
 
-def _name(made: experiments.Description) -> str:
+def _name(made: fits.Description) -> str:
     return f"nuctut {made.experiment} {made.variant} seed {made.seed}"
 
 

@@ -31,7 +31,7 @@ from matplotlib.colors import to_rgb
 from rich.filesize import decimal
 from tqdm.auto import tqdm
 
-from nuctut import datasets, detection, experiments, figures, inference
+from nuctut import datasets, detection, experiments, figures, fits, inference
 from nuctut.files import locked
 from nuctut.inference import Span
 from nuctut.own_images import images, pixel_sizes
@@ -66,7 +66,7 @@ class Network:
     """
 
     trained: experiments.Trained
-    about: experiments.Description
+    about: fits.Description
 
     @property
     def pixel_size(self) -> float | None:
@@ -94,7 +94,7 @@ def load(run: str, device: str = "auto") -> Network:
         ValueError, FileNotFoundError: When there is no such fit, or it is not finished.
     """
     folder = runs.find_fit(run)
-    return Network(experiments.load(folder, device), experiments.describe_fit(folder))
+    return Network(experiments.load(folder, device), fits.read_description(folder))
 
 
 @dataclass(frozen=True)
