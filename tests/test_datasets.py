@@ -11,7 +11,7 @@ import tifffile
 from skimage.io import imsave
 
 from nuctut import datasets
-from nuctut.datasets import bbbc039
+from nuctut.datasets import bbbc039, checking
 from nuctut.datasets.simulated.bbbc039 import simulate_bbbc039
 from nuctut.datasets.simulated.canvas import MARKER
 from nuctut.datasets.spec import SmallSet, SplitCount
@@ -46,7 +46,7 @@ def as_if_real(places: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny data set that passes as real: no marker, and counts that expect just it."""
     folder = simulate_bbbc039(places / "bbbc039", images=FEW, shape=SHAPE, seed=1)
     (folder / MARKER).unlink()
-    counts = bbbc039.check(folder).counts
+    counts = checking.check(bbbc039.SPEC, folder).counts
     spec = dataclasses.replace(bbbc039.SPEC, counts=counts)
     monkeypatch.setitem(datasets.REGISTRY, "bbbc039", spec)
     return folder
@@ -314,7 +314,7 @@ def test_check_compares_with_the_counts_of_the_real_data(
     spec = dataclasses.replace(datasets.REGISTRY["bbbc039"], counts=counts)
     monkeypatch.setitem(datasets.REGISTRY, "bbbc039", spec)
     (problem,) = datasets.check("bbbc039").problems
-    assert "test.txt" in problem and f"{counts['test'].nuclei:,}" in problem
+    assert "the test split" in problem and f"{counts['test'].nuclei:,}" in problem
 
 
 def test_an_image_of_another_kind_is_refused(as_if_real: Path) -> None:

@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from skimage.io import imread
 
 from nuctut import datasets
-from nuctut.datasets import cache, dsb2018
+from nuctut.datasets import cache, checking, dsb2018
 from nuctut.datasets.simulated.canvas import MARKER
 from nuctut.datasets.simulated.dsb2018 import KINDS, SMALL_IMAGES, encode_runs, simulate_dsb2018
 from nuctut.datasets.spec import SplitCount
@@ -199,7 +199,7 @@ def test_labels_are_numbered_by_their_first_pixels_whatever_the_names(made: Path
 def test_run_lengths_and_masks_give_the_same_labels(made: Path) -> None:
     np.testing.assert_array_equal(dsb2018.read(made, "b").labels, NUMBERED)
     write_masks(made, "stage1_test", "b")
-    assert dsb2018.files(made, "b")[1:] == [made / "stage1_solution.csv"]
+    assert dsb2018.files(made, "b")[1:] == ["stage1_solution.csv"]
     (made / "stage1_solution.csv").unlink()
     assert len(dsb2018.files(made, "b")) == 4
     np.testing.assert_array_equal(dsb2018.read(made, "b").labels, NUMBERED)
@@ -297,10 +297,16 @@ def test_a_csv_of_another_kind_is_named(made: Path, text: str, fault: str) -> No
         dsb2018.split_keys(made, "test")
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a" * 200_000])
-def test_a_csv_that_is_no_text_or_endless_is_named(made: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"\xff\xfe\x00", ": not a text in UTF-8"),
+        (b"a" * 200_000, " cannot be read, it is damaged"),
+    ],
+)
+def test_a_csv_that_is_no_text_or_endless_is_named(made: Path, content: bytes, fault: str) -> None:
     (made / "stage1_solution.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=r"stage1_solution\.csv cannot be read, it is damaged"):
+    with pytest.raises(ValueError, match=rf"stage1_solution\.csv{fault}"):
         dsb2018.split_keys(made, "test")
 
 
@@ -447,7 +453,7 @@ def as_if_real(original: Path, places: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A tiny data set that passes as real: no marker, and counts that expect just it."""
     folder = places / "dsb2018"
     shutil.copytree(original, folder)
-    spec = dataclasses.replace(dsb2018.SPEC, counts=dsb2018.check(folder).counts)
+    spec = dataclasses.replace(dsb2018.SPEC, counts=checking.check(dsb2018.SPEC, folder).counts)
     monkeypatch.setitem(datasets.REGISTRY, "dsb2018", spec)
     return folder
 
@@ -590,11 +596,13 @@ def test_what_a_killed_process_left_is_not_taken_for_a_cache_and_goes_in_time(
 
 def test_two_processes_make_the_same_cache_at_once(original: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from nuctut.datasets import cache, dsb2018\n"
-        "folder = Path(sys.argv[1]); keys = dsb2018.split_keys(folder, 'training')\n"
+        "import sys; from pathlib import Path\n"
+        "from nuctut.datasets import cache, checking, dsb2018\n"
+        "spec, folder = dsb2018.SPEC, Path(sys.argv[1])\n"
+        "listing = checking.list_split(spec, folder, 'training')\n"
         "for _ in range(3):\n"
-        "    read, fingerprint = cache.open_split(dsb2018.SPEC, folder, 'training', keys)\n"
-        "    print(fingerprint, sum(read(key).count for key in keys))\n"
+        "    read, fingerprint = cache.open_split(spec, folder, 'training', listing)\n"
+        "    print(fingerprint, sum(read(key).count for key in listing))\n"
     )
     environment = os.environ | {"NUCTUT_CACHE": str(tmp_path)}
     running = [
@@ -653,7 +661,9 @@ def test_more_nuclei_than_a_byte_holds_come_back_from_the_cache(
     write_image(folder, "stage1_train", "a", np.zeros((40, 40), np.uint8))
     write_masks(folder, "stage1_train", "a", labels)
     for _ in range(2):
-        read, _ = cache.open_split(dsb2018.SPEC, folder, "training", ["a"])
+        read, _ = cache.open_split(
+            dsb2018.SPEC, folder, "training", checking.list_split(dsb2018.SPEC, folder, "training")
+        )
         np.testing.assert_array_equal(read("a").labels, labels)
 
 
@@ -707,7 +717,7 @@ def test_check_finds_every_kind_of_damage_and_names_the_file(as_if_real: Path) -
 
 
 def test_check_compares_with_the_counts_of_the_real_data(as_if_real: Path) -> None:
-    (problem,) = dsb2018.check(as_if_real, {"test": SplitCount(2, 10_000)}).problems
+    (problem,) = checking.check(dsb2018.SPEC, as_if_real, {"test": SplitCount(2, 10_000)}).problems
     assert "the test split has 2 images" in problem and "10,000" in problem
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from nuctut import datasets
-from nuctut.datasets import bbbc039, dsb2018, fetching
+from nuctut.datasets import bbbc039, checking, dsb2018, fetching
 from nuctut.datasets.simulated.bbbc039 import simulate_bbbc039
 from nuctut.datasets.simulated.canvas import MARKER
 from nuctut.datasets.simulated.dsb2018 import simulate_dsb2018
@@ -130,7 +130,7 @@ def offer(server: Server, original: Path, change: Callable[[str, Members], None]
         base_url=server.url,
         archives=tuple(archives),
         unpacked_bytes=100_000,
-        counts=bbbc039.check(original).counts,
+        counts=checking.check(bbbc039.SPEC, original).counts,
     )
 
 
@@ -484,7 +484,7 @@ def test_another_number_of_nuclei(server: Server, original: Path, root: Path) ->
         if part == "masks":
             members["masks/simulated_training_001.png"] = mask_of_shape(64, 80)
 
-    assert_fails(offer(server, original, change), root, "training.txt", "nuclei")
+    assert_fails(offer(server, original, change), root, "the training split", "nuclei")
 
 
 # --- something in the way ------------------------------------------------------------------------
@@ -542,7 +542,7 @@ def offer_bowl(server: Server, bowl: Path, names: str = "") -> DatasetSpec:
         base_url=server.url,
         archives=tuple(archives),
         unpacked_bytes=100_000,
-        counts=dsb2018.check(bowl).counts,
+        counts=checking.check(dsb2018.SPEC, bowl).counts,
     )
 
 

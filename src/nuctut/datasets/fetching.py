@@ -20,6 +20,7 @@ import pooch
 import requests
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
+from nuctut.datasets.checking import check
 from nuctut.datasets.spec import Archive, DatasetSpec, is_simulated
 
 PARTIAL = ".partial"
@@ -74,7 +75,7 @@ def _already_there(spec: DatasetSpec, folder: Path) -> Path:
     """The folder, when it holds the whole data set already; an error when it does not."""
     if is_simulated(folder):
         raise FetchError(f"{folder} holds simulated data: move it away and fetch again.")
-    report = spec.check(folder, spec.counts)
+    report = check(spec, folder, spec.counts)
     if not report.ok:
         raise FetchError(
             f"{folder} is there already, but not whole: {_first(report.problems)}; "
@@ -191,7 +192,7 @@ def _install(spec: DatasetSpec, work: Path, folder: Path, bars: Progress) -> Non
                 staging.mkdir(exist_ok=True)
                 shutil.copyfile(work / archive.name, staging / archive.name)
     bars.update(task, completed=spec.unpacked_bytes)
-    report = spec.check(staging, spec.counts)
+    report = check(spec, staging, spec.counts)
     if not report.ok:
         problem = _first(report.problems).replace(str(staging), spec.name)
         raise FetchError(f"The archives of {spec.name} do not hold what they should: {problem}.")
