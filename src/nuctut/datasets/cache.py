@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -47,9 +47,9 @@ def cache_root() -> Path:
 
 
 def content_fingerprint(folder: Path, listing: Listing) -> str:
-    """sha256 over the contents of the files, in order; one that comes again counts once."""
+    """sha256 over the contents of the files, in order."""
     digest = hashlib.sha256()
-    for name in dict.fromkeys(name for files in listing.values() for name in files):
+    for name in _names(listing):
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()
 
@@ -67,7 +67,7 @@ def open_split(
     """
     owner = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     family = f"{spec.name}-{split}-{owner}-"
-    place = cache_root() / "labels" / (family + _stat_fingerprint(listing)[:16])
+    place = cache_root() / "labels" / (family + _stat_fingerprint(folder, listing)[:16])
     index = _read_index(place, listing)
     if index is None:
         _remove(place)
@@ -204,13 +204,20 @@ def _read_all(spec: DatasetSpec, folder: Path, split: str, keys: Sequence[str]) 
         yield from tqdm(samples, name, total=len(keys), unit="image", delay=PATIENCE)
 
 
-def _stat_fingerprint(listing: Listing) -> str:
+def _stat_fingerprint(folder: Path, listing: Listing) -> str:
     """Digest of the names, sizes and times of the files."""
     digest = hashlib.sha256(f"{VERSION}\n".encode())
-    for files in listing.values():
-        for name, (size, modified) in files.items():
-            digest.update(f"{name}\0{size}\0{modified}\n".encode(errors="surrogateescape"))
+    top = str(folder)  # a path for each of 30,000 files takes longer than to look at them
+    for name in _names(listing):
+        found = os.stat(f"{top}/{name}")
+        line = f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _names(listing: Listing) -> Iterable[str]:
+    """The files of a listing in order; one that comes again counts once."""
+    return dict.fromkeys(name for files in listing.values() for name in files)
 
 
 def _read_index(place: Path, keys: Collection[str]) -> _Index | None:

@@ -7,24 +7,14 @@ has, which files a key has, and how they are read.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple
+from pathlib import Path
 
 from nuctut.datasets.spec import CheckReport, DatasetSpec, SplitCount, is_simulated
 
-
-class Stamp(NamedTuple):
-    """What tells without reading a file that it has changed."""
-
-    size: int  # bytes
-    modified: int  # nanoseconds
-
-
-# The files of a split: by key, then by name below the data set's folder, in the order of reading.
-Listing = Mapping[str, Mapping[str, Stamp]]
+# The files of a split: by key, their names below the data set's folder in the order of reading.
+Listing = Mapping[str, Sequence[str]]
 
 
 def plain_names(names: Sequence[str], origin: Path) -> list[str]:
@@ -39,8 +29,7 @@ def plain_names(names: Sequence[str], origin: Path) -> list[str]:
     """
     seen = set()
     for name in names:
-        inside = {PurePosixPath(name).name, PureWindowsPath(name).name} == {name}
-        if not inside or not name.isprintable() or name == "..":
+        if name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\:"):
             raise ValueError(f"{origin} names {name!r}, which is no plain file name: correct it.")
         if name in seen:
             raise ValueError(f"{origin} names {name!r} twice: remove one of the two.")
@@ -52,15 +41,19 @@ def plain_names(names: Sequence[str], origin: Path) -> list[str]:
 
 
 def list_split(spec: DatasetSpec, folder: Path, split: str) -> Listing:
-    """The files of a split, each of them looked at once, none of them read.
+    """The files of a split. None of them is read, and each folder is looked through once.
 
     Raises:
         FileNotFoundError, ValueError: For the first file that is missing, or a damaged list.
     """
-    return {
-        key: {name: _stamp(f"{folder}/{name}") for name in spec.files(folder, key)}
-        for key in spec.split_keys(folder, split)
-    }
+    listing = {key: spec.files(folder, key) for key in spec.split_keys(folder, split)}
+    inside = _Folders(folder)
+    for files in listing.values():
+        for name in files:
+            place, _, file = name.rpartition("/")
+            if file not in inside[place]:
+                raise FileNotFoundError(f"{folder / name} is missing.")
+    return listing
 
 
 def list_real(spec: DatasetSpec, folder: Path) -> dict[str, Listing]:
@@ -83,14 +76,19 @@ def list_real(spec: DatasetSpec, folder: Path) -> dict[str, Listing]:
     return listings
 
 
-def _stamp(path: str) -> Stamp:
-    try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path} is missing.") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise FileNotFoundError(f"{path} is missing: what has its name is no file.")
-    return Stamp(found.st_size, found.st_mtime_ns)
+class _Folders(dict[str, set[str]]):
+    """The names of the files in a folder below `root`, looked through when first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __missing__(self, folder: str) -> set[str]:
+        try:
+            with os.scandir(self.root / folder) as entries:
+                self[folder] = {entry.name for entry in entries if entry.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            self[folder] = set()
+        return self[folder]
 
 
 def _missing_parts(spec: DatasetSpec, folder: Path) -> list[str]:

@@ -131,30 +131,26 @@ def files(folder: Path, key: str) -> list[str]:
     Raises:
         FileNotFoundError: When nothing says where the nuclei of the image are.
     """
-    own, image = _own_folder(folder, key), _image_file(folder, key)
-    is_test = own.startswith(TEST)
+    image = _image_file(folder, key)
+    is_test = image.startswith(TEST)
     if is_test and key in _solution_of(folder):
         return [image, SOLUTION]
-    masks = folder / own / "masks"
+    masks = image.replace(f"images/{key}.png", "masks")
     try:
-        names = sorted(name for name in os.listdir(masks) if not name.startswith("."))
+        names = sorted(name for name in os.listdir(folder / masks) if not name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         names = []
     if not names:
-        sources = f"no masks in {masks}"
+        sources = f"no masks in {folder / masks}"
         if is_test:
             sources += f" and no line in {folder / SOLUTION}"
         raise FileNotFoundError(f"{folder / image} has no labels, {sources}: fetch the data again.")
-    return [image, *(f"{own}/masks/{name}" for name in names)]
-
-
-def _own_folder(folder: Path, key: str) -> str:
-    """The folder of an image and its masks, below that of the data set."""
-    return f"{TRAIN if (folder / TRAIN / key).is_dir() else TEST}/{key}"
+    return [image, *(f"{masks}/{name}" for name in names)]
 
 
 def _image_file(folder: Path, key: str) -> str:
-    return f"{_own_folder(folder, key)}/images/{key}.png"
+    stage = TRAIN if (folder / TRAIN / key).is_dir() else TEST
+    return f"{stage}/{key}/images/{key}.png"
 
 
 def _image_folders(stage: Path) -> list[str]:
