@@ -76,11 +76,12 @@ def fetch(spec: DatasetSpec, root: Path, progress: bool = True) -> Path:
     new_root = not root.exists()
     with _bars(progress) as bars, _alone(work, bars):
         try:
-            if not _is_filled(folder):
-                _fetch(spec, work, folder, bars)
-                return folder
-            # another process was faster, or was killed before it had tidied up
-            return _already_there(spec, folder)
+            if _is_filled(folder):  # by another process, which perhaps was killed right after
+                with _sentence(str(work)):
+                    _sweep(work, ())
+                return _already_there(spec, folder)
+            _fetch(spec, work, folder, bars)
+            return folder
         finally:
             _tidy(work, new_root)
 
@@ -247,7 +248,7 @@ def _receive(url: str, archive: Archive, partial: Path, on_bytes: Callable[[int]
                     _refuse_size(url, archive, done > (size or SLACK * archive.bytes))
                     file.write(chunk)
                     on_bytes(done)
-    except (requests.RequestException, HTTPError, UnicodeError, TimeoutError) as error:
+    except (requests.RequestException, HTTPError, ValueError, TimeoutError) as error:
         raise Interrupted(
             f"The connection failed after {done:,} of {size or archive.bytes:,} bytes of {url} "
             f"({type(error).__name__}): fetch again to continue."
@@ -465,18 +466,25 @@ def _refuse_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     """Refuses members that are unsafe, or of which one would be written over another."""
     files, folders = set(), set()
     for member in members:
-        fault = _fault(member)
-        name = PurePosixPath(unicodedata.normalize("NFC", member.filename).casefold())
-        if not member.is_dir():
-            fault = fault or ("has the name of another one" if name in files else "")
-            files.add(name)
-        folders.update(name.parents if not member.is_dir() else (name, *name.parents))
-        if fault:
+        if fault := _fault(member):
             raise _refused(path, member, fault)
+        name = _folded(member)
+        folders.update(name.parents)
+        if member.is_dir():
+            folders.add(name)
+        elif name in files:
+            raise _refused(path, member, "has the name of another one")
+        else:
+            files.add(name)
+    both = files & folders
     for member in members:
-        name = PurePosixPath(unicodedata.normalize("NFC", member.filename).casefold())
-        if name in files & folders:
+        if _folded(member) in both:
             raise _refused(path, member, "is a file and a folder")
+
+
+def _folded(member: zipfile.ZipInfo) -> PurePosixPath:
+    """The name as file systems see it that know no cases, or write accents another way."""
+    return PurePosixPath(unicodedata.normalize("NFC", member.filename).casefold())
 
 
 def _refused(path: Path, member: zipfile.ZipInfo, fault: str) -> FetchError:
@@ -489,14 +497,13 @@ def _fault(member: zipfile.ZipInfo) -> str:
     """What is wrong with a member for itself, or nothing."""
     name, parts = member.filename, PurePosixPath(member.filename).parts
     kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the packer stored no Unix mode
-    allowed = (0, stat.S_IFREG, *([stat.S_IFDIR] if member.is_dir() else []))
     if not parts or not member.orig_filename.isprintable():
         return "has no name that a file can have"
     if name.startswith("/") or "\\" in name or ":" in name:
         return "has an absolute or Windows name"
     if ".." in parts:
         return "leads out of its folder"
-    if kind not in allowed:
+    if kind not in (0, stat.S_IFREG) and not (kind == stat.S_IFDIR and member.is_dir()):
         return "is a link or another special file"
     if member.flag_bits & 1:
         return "is encrypted"
