@@ -3,12 +3,14 @@
 import csv
 import dataclasses
 import hashlib
+import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
 import warnings
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage.io import imread
+from test_datasets import changes
 
 from nuctut import datasets
 from nuctut.datasets import cache, checking, dsb2018
@@ -310,6 +313,54 @@ def test_a_csv_that_is_no_text_or_endless_is_named(made: Path, content: bytes, f
         dsb2018.split_keys(made, "test")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "b,99999999999999999999 1,4,5,Public",
+        "b,9223372036854775807 9223372036854775807,4,5,Public",
+        "b,1 9223372036854775807,4,5,Public",
+        f"b,{'9' * 5000} 1,4,5,Public",
+        f"b,1 1,{'9' * 5000},5,Public",
+        "b,1 1,-4,-5,Public",
+        f"{'b' * 100_000},1 1,four,5,Public",
+        ",1 1,4,5,Public",
+        "b",
+    ],
+)
+def test_a_line_that_cannot_be_is_one_short_sentence(made: Path, line: str) -> None:
+    write_solution(made, line)
+    with pytest.raises(ValueError, match=r"stage1_solution\.csv") as caught:
+        dsb2018.split_keys(made, "test")
+        dsb2018.read(made, "b")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_line_without_an_id_at_its_end_is_named(made: Path) -> None:
+    path = made / "stage1_solution.csv"
+    path.write_text("EncodedPixels,Height,Width,ImageId\n1 1,4,5,b\n1 1,4,5\n")
+    with pytest.raises(ValueError, match=r"stage1_solution\.csv has nuclei for"):
+        dsb2018.split_keys(made, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "count"),
+    [
+        ("stage1_train/a/images/a.png", "a", 50),
+        ("stage1_train/a/masks/mask2.png", "a", 100),
+        ("stage1_solution.csv", "b", 200),
+    ],
+)
+def test_a_changed_file_is_read_or_named(made: Path, name: str, key: str, count: int) -> None:
+    path = made / name
+    for changed in changes(path.read_bytes(), count, seed=2):
+        path.write_bytes(changed)
+        try:
+            dsb2018.split_keys(made, "test")
+            dsb2018.read(made, key)
+        except (ValueError, FileNotFoundError) as error:
+            assert path.name in str(error) and "\n" not in str(error)
+
+
 # --- the validation split ------------------------------------------------------------------------
 
 
@@ -530,6 +581,23 @@ def test_a_changed_mask_is_noticed(as_if_real: Path, places: Path) -> None:
     assert len(cached(places)) == 1  # the cache of the files as they were is gone
 
 
+def test_an_added_mask_and_one_changed_in_place_are_noticed(as_if_real: Path) -> None:
+    before = datasets.load("dsb2018", "validation")
+    key, labels, untouched = before.keys[0], before[0].labels, before[1].labels
+    pixel = np.argwhere(labels == 0)[0]
+    masks = as_if_real / "stage1_train" / key / "masks"
+    added = np.zeros(labels.shape, np.uint8)
+    added[tuple(pixel)] = 255
+    write_png(masks / "added.png", added)
+    after = datasets.load("dsb2018", "validation")
+    assert after[0].count == labels.max() + 1 and after.fingerprint != before.fingerprint
+    added[tuple(pixel)], added[tuple(np.argwhere(labels == 0)[1])] = 0, 255
+    write_png(masks / "added.png", added)
+    again = datasets.load("dsb2018", "validation")
+    assert again[0].labels[tuple(pixel)] == 0 and again.fingerprint != after.fingerprint
+    np.testing.assert_array_equal(again[1].labels, untouched)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "index", "no index", "pickle"])
 def test_a_damaged_cache_is_made_anew(
     as_if_real: Path, places: Path, no_masks_read: Counter, damage: str
@@ -562,6 +630,96 @@ def test_a_damaged_cache_is_made_anew(
     no_masks_read.clear()
     list(datasets.load("dsb2018", "test"))
     assert not no_masks_read
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        "null",
+        '{"fingerprint": 1, "entries": {}}',
+        '{"fingerprint": "a", "entries": {}}',
+        '{"fingerprint": "a", "entries": {"KEY": null}}',
+        '{"fingerprint": "a", "entries": {"KEY": [1, {}]}}',
+        '{"fingerprint": "a", "entries": {"KEY": {"crc32": 1e3, "tags": {}}}}',
+        '{"fingerprint": "a", "entries": {"KEY": {"crc32": 1' + "0" * 400 + ', "tags": {}}}}',
+        '{"fingerprint": "a", "entries": {"KEY": {"crc32": 1, "tags": {"modality": 7}}}}',
+        '{"fingerprint": "a", "entries": ' + "[" * 100_000,
+        "\ud800",
+    ],
+)
+def test_an_index_of_another_form_is_made_anew(
+    as_if_real: Path, places: Path, no_masks_read: Counter, content: str
+) -> None:
+    expected = datasets.load("dsb2018", "test")
+    (folder,) = cached(places)
+    text = content.replace("KEY", expected.keys[0])
+    checksum = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    index = folder / cache.INDEX
+    index.write_bytes(f"{checksum}\n{text}".encode(errors="surrogatepass"))
+    no_masks_read.clear()
+    assert datasets.load("dsb2018", "test").fingerprint == expected.fingerprint
+    assert no_masks_read == dict.fromkeys(expected.keys, 1)
+    list(datasets.load("dsb2018", "test"))
+    assert no_masks_read == dict.fromkeys(expected.keys, 1)
+
+
+@pytest.mark.parametrize("place", ["index", "labels", "folder"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "dangling", "file"])
+def test_what_is_no_cache_is_made_anew(
+    as_if_real: Path, places: Path, no_masks_read: Counter, place: str, kind: str
+) -> None:
+    expected = datasets.load("dsb2018", "test")
+    (folder,) = cached(places)
+    elsewhere = places.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").touch()
+    labels = folder / f"{expected.keys[0]}.npy"
+    path = {"index": folder / cache.INDEX, "labels": labels, "folder": folder}[place]
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    {
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "link": lambda: path.symlink_to(elsewhere),
+        "dangling": lambda: path.symlink_to(elsewhere / "nowhere"),
+        "file": path.touch,
+    }[kind]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        samples = datasets.load("dsb2018", "test")
+        np.testing.assert_array_equal(samples[0].labels, expected[0].labels)
+        list(datasets.load("dsb2018", "test"))
+    no_masks_read.clear()
+    list(datasets.load("dsb2018", "test"))
+    assert not no_masks_read
+    assert (elsewhere / "precious").is_file()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.zeros((3, 3), np.uint8),  # of another image
+        np.zeros((64, 64), np.float32),
+        np.full((64, 64), 7, np.uint8),  # with gaps in its numbers
+        np.asfortranarray(np.zeros((64, 80), np.uint8)),
+        np.zeros(0, np.uint8),
+    ],
+)
+def test_labels_that_cannot_be_are_not_taken_whatever_the_index_says(
+    as_if_real: Path, places: Path, labels: np.ndarray
+) -> None:
+    key = datasets.load("dsb2018", "test").keys[0]
+    expected = dsb2018.read(as_if_real, key)
+    (folder,) = cached(places)
+    np.save(folder / f"{key}.npy", labels)
+    _, text = (folder / cache.INDEX).read_text().split("\n", 1)
+    index = json.loads(text)
+    index["entries"][key]["crc32"] = zlib.crc32(np.ascontiguousarray(labels))
+    text = json.dumps(index)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (folder / cache.INDEX).write_text(f"{digest}\n{text}")
+    np.testing.assert_array_equal(datasets.load("dsb2018", "test")[0].labels, expected.labels)
 
 
 def test_a_crash_half_way_leaves_no_cache(

@@ -238,6 +238,8 @@ def _checksum(text: str) -> str:
 
 def _remove(place: Path) -> None:
     """Removes a cache, or what lies in its place; where a link leads to stays as it is."""
-    shutil.rmtree(place, ignore_errors=True)
-    with suppress(OSError):
-        place.unlink()
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:  # not with rmtree, which waits at a pipe for somebody to write into it
+        with suppress(OSError):
+            place.unlink()

@@ -26,7 +26,7 @@ def read_png(path: Path) -> np.ndarray:
     """
     content = _content(path)
     try:
-        _refuse_large(_png_shape(content))
+        _refuse_size(_png_shape(content))
         return imagecodecs.png_decode(content)
     except Exception as error:  # decoders raise whatever they meet in a damaged file
         raise _damaged(path, error) from error
@@ -43,7 +43,7 @@ def read_tiff(path: Path) -> np.ndarray:
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             series = file.series[0]
-            _refuse_large(series.shape)
+            _refuse_size(series.shape)
             return series.asarray()
     except Exception as error:  # as above
         raise _damaged(path, error) from error
@@ -64,10 +64,10 @@ def _png_shape(content: bytes) -> tuple[int, int, int]:
     return height, width, 4
 
 
-def _refuse_large(shape: Sequence[int]) -> None:
-    if math.prod(shape) > LARGEST:
+def _refuse_size(shape: Sequence[int]) -> None:
+    if not 0 < math.prod(shape) <= LARGEST:
         size = " × ".join(f"{side:,}" for side in shape)
-        raise ValueError(f"it declares {size} values, and no image here has more than {LARGEST:,}")
+        raise ValueError(f"it declares {size} values, and images here have 1 to {LARGEST:,}")
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
