@@ -26,7 +26,8 @@ from test_datasets import changes
 from nuctut import datasets
 from nuctut.datasets import cache, checking, dsb2018
 from nuctut.datasets.simulated.canvas import MARKER
-from nuctut.datasets.simulated.dsb2018 import KINDS, SMALL_IMAGES, encode_runs, simulate_dsb2018
+from nuctut.datasets.simulated.dsb2018 import SMALL_IMAGES, encode_runs, simulate_dsb2018
+from nuctut.datasets.simulated.kinds import KINDS
 from nuctut.datasets.spec import SplitCount
 
 FEW = {"training": 3, "validation": 1, "test": 2}

@@ -28,9 +28,9 @@ from nuctut.datasets.simulated.dsb2018 import (
     SMALL_IMAGES,
     SMALL_SHAPE,
     VERSION,
-    kind_of,
     simulate_dsb2018,
 )
+from nuctut.datasets.simulated.kinds import kind_of
 from nuctut.datasets.spec import Archive, DatasetSpec, SmallSet, SplitCount
 from nuctut.files import read_text, shown
 from nuctut.samples import Sample
