@@ -26,7 +26,7 @@ import pytest
 from processes import wait_for
 
 from nuctut import datasets
-from nuctut.datasets import bbbc039, checking, dsb2018, fetching
+from nuctut.datasets import bbbc039, checking, dsb2018, fetching, unpacking
 from nuctut.datasets.simulated.bbbc039 import simulate_bbbc039
 from nuctut.datasets.simulated.canvas import MARKER
 from nuctut.datasets.simulated.dsb2018 import simulate_dsb2018
@@ -300,7 +300,7 @@ def test_an_interrupt_from_the_keyboard_keeps_the_download_and_no_half_data_set(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetching, "_extract", interrupt)
+        patch.setattr(unpacking, "_extract", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fetching.fetch(spec, root, progress=False)
     assert sorted(path.name for path in root.iterdir()) == [".partial", "other"]
@@ -676,7 +676,7 @@ def test_the_disk_fills_up_while_unpacking(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(fetching, "_extract", full)
+    monkeypatch.setattr(unpacking, "_extract", full)
     assert_fails(spec, root, "disk is full", "images.zip")
 
 
@@ -793,7 +793,7 @@ def test_bytes_changed_anywhere_are_one_sentence(
         changed[at] ^= int(random.integers(1, 256))
         path.write_bytes(changed)
         try:
-            fetching.unpack(path, tmp_path / "unpacked" / str(at), 100_000)
+            unpacking.unpack(path, tmp_path / "unpacked" / str(at), 100_000)
         except fetching.FetchError as error:
             assert "changed.zip" in str(error) and "\n" not in str(error)
     assert {one.name for one in tmp_path.iterdir()} <= {"changed.zip", "unpacked", "data"}
@@ -811,7 +811,7 @@ def test_an_archive_that_unpacks_to_far_too_much(
     path = tmp_path / "masks.zip"
     path.write_bytes(server.files["masks.zip"])
     with pytest.raises(fetching.FetchError):
-        fetching.unpack(path, tmp_path / "unpacked", 100_000)
+        unpacking.unpack(path, tmp_path / "unpacked", 100_000)
     files = [one for one in (tmp_path / "unpacked").rglob("*") if one.is_file()]
     assert sum(one.stat().st_size for one in files) <= 100_000
 

@@ -19,11 +19,9 @@ import shutil
 import stat
 import threading
 import time
-import unicodedata
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
@@ -33,21 +31,17 @@ from urllib3.exceptions import HTTPError
 from nuctut.datasets.checking import check
 from nuctut.datasets.simulated.canvas import MARKER
 from nuctut.datasets.spec import Archive, DatasetSpec, is_simulated
+from nuctut.datasets.unpacking import CHUNK, FetchError, unpack
 from nuctut.files import LOCK, locked
 
 PARTIAL = ".partial"
 UNPACKED = "unpacked"
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of data
 PATIENCE = 120  # seconds for an answer to begin, and for each CHUNK of it, however it drips
-CHUNK = 1 << 16
 POLL = 0.2  # seconds between two looks at whether another process has finished
 SLACK = 2  # times the size that is about right: what is larger is another thing
 
 T = TypeVar("T")
-
-
-class FetchError(RuntimeError):
-    """A data set could not be fetched; the message is one sentence for the user."""
 
 
 class Interrupted(FetchError):
@@ -366,7 +360,7 @@ def _refuse_size(url: str, archive: Archive, wrong: bool) -> None:
         )
 
 
-# --- unpacking -----------------------------------------------------------------------------------
+# --- installing ----------------------------------------------------------------------------------
 
 
 def _install(spec: DatasetSpec, work: Path, folder: Path, bars: Progress) -> None:
@@ -400,124 +394,6 @@ def _refuse_content(spec: DatasetSpec, staging: Path) -> None:
     if not report.ok:
         problem = _first(report.problems).replace(str(staging), spec.name)
         raise FetchError(f"The archives of {spec.name} do not hold what they should: {problem}.")
-
-
-def unpack(
-    path: Path,
-    folder: Path,
-    limit: int,
-    inside: str = "",
-    on_bytes: Callable[[int], object] = lambda size: None,
-) -> int:
-    """Unpacks a zip file into `folder`, leaving out what macOS adds to archives.
-
-    Nothing is written when any member has a name that leads out of the folder or that another one
-    has, is encrypted, or is a link or another special file.
-
-    Args:
-        path: Of the zip file.
-        folder: Where to.
-        limit: How many bytes may come out, whatever the archive says of itself.
-        inside: With it, the members end up in that folder below `folder`, whether their names
-            begin with it or not.
-        on_bytes: Called with the size of each piece that is written.
-
-    Returns:
-        How many bytes came out.
-
-    Raises:
-        FetchError: For such a member, a damaged archive, or more bytes, naming it.
-        OSError: When a file cannot be written.
-    """
-    written = 0
-
-    def count(size: int) -> None:
-        nonlocal written
-        written += size
-        if written > limit:
-            raise FetchError(f"{path.name} unpacks to more than {limit:,} bytes, and should not.")
-        on_bytes(size)
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not _is_junk(member)]
-            _refuse_members(path, members)
-            if any(PurePosixPath(member.filename).parts[0] != inside for member in members):
-                folder = folder / inside
-            for member in members:
-                if not member.is_dir():
-                    _extract(archive, member, folder / member.filename, count)
-    except FetchError:
-        raise
-    except Exception as error:  # zipfile and the decoders raise whatever they meet
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # the disk's fault and not the archive's
-        reason = " ".join(str(error).split()).removesuffix(".") or type(error).__name__
-        raise FetchError(f"{path.name} is not a zip file that can be read: {reason}.") from error
-    return written
-
-
-def _is_junk(member: zipfile.ZipInfo) -> bool:
-    parts = PurePosixPath(member.filename).parts
-    return parts[:1] == ("__MACOSX",) or parts[-1:] == (".DS_Store",)
-
-
-def _refuse_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    """Refuses members that are unsafe, or of which one would be written over another."""
-    files, folders = set(), set()
-    for member in members:
-        if fault := _fault(member):
-            raise _refused(path, member, fault)
-        name = _folded(member)
-        folders.update(name.parents)
-        if member.is_dir():
-            folders.add(name)
-        elif name in files:
-            raise _refused(path, member, "has the name of another one")
-        else:
-            files.add(name)
-    both = files & folders
-    for member in members:
-        if _folded(member) in both:
-            raise _refused(path, member, "is a file and a folder")
-
-
-def _folded(member: zipfile.ZipInfo) -> PurePosixPath:
-    """The name as file systems see it that know no cases, or write accents another way."""
-    return PurePosixPath(unicodedata.normalize("NFC", member.filename).casefold())
-
-
-def _refused(path: Path, member: zipfile.ZipInfo, fault: str) -> FetchError:
-    return FetchError(
-        f"{path.name}: the member {member.filename!r} {fault}, so nothing of it was unpacked."
-    )
-
-
-def _fault(member: zipfile.ZipInfo) -> str:
-    """What is wrong with a member for itself, or nothing."""
-    name, parts = member.filename, PurePosixPath(member.filename).parts
-    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the packer stored no Unix mode
-    if not parts or not member.orig_filename.isprintable():
-        return "has no name that a file can have"
-    if name.startswith("/") or "\\" in name or ":" in name:
-        return "has an absolute or Windows name"
-    if ".." in parts:
-        return "leads out of its folder"
-    if kind not in (0, stat.S_IFREG) and not (kind == stat.S_IFDIR and member.is_dir()):
-        return "is a link or another special file"
-    if member.flag_bits & 1:
-        return "is encrypted"
-    return ""
-
-
-def _extract(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, count: Callable[[int], None]
-) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(member) as packed, target.open("xb") as file:
-        while piece := packed.read(CHUNK):
-            count(len(piece))
-            file.write(piece)
 
 
 # --- words ---------------------------------------------------------------------------------------
