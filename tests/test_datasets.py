@@ -2,7 +2,11 @@
 
 import dataclasses
 import hashlib
+import os
 import pickle
+import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ import tifffile
 from skimage.io import imsave
 
 from nuctut import datasets
-from nuctut.datasets import bbbc039
+from nuctut.datasets import bbbc039, checking
 from nuctut.datasets.simulated.bbbc039 import simulate_bbbc039
 from nuctut.datasets.simulated.canvas import MARKER
 from nuctut.datasets.spec import SmallSet, SplitCount
@@ -46,7 +50,7 @@ def as_if_real(places: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny data set that passes as real: no marker, and counts that expect just it."""
     folder = simulate_bbbc039(places / "bbbc039", images=FEW, shape=SHAPE, seed=1)
     (folder / MARKER).unlink()
-    counts = bbbc039.check(folder).counts
+    counts = checking.check(bbbc039.SPEC, folder).counts
     spec = dataclasses.replace(bbbc039.SPEC, counts=counts)
     monkeypatch.setitem(datasets.REGISTRY, "bbbc039", spec)
     return folder
@@ -233,6 +237,132 @@ def test_a_split_list_that_is_too_short_is_no_whole_data_set(as_if_real: Path) -
         datasets.load("bbbc039", "test", source="auto")
 
 
+# --- damaged files -------------------------------------------------------------------------------
+
+
+def changes(content: bytes, count: int, seed: int) -> Iterator[bytes]:
+    """A file cut off, with bits turned, a piece zeroed or doubled; half of it at the beginning."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        reach = min(len(content), 64) if number % 2 else len(content)
+        at, length = int(random.integers(reach)), int(random.integers(1, 40))
+        changed = bytearray(content)
+        match number % 5:
+            case 0:
+                del changed[at:]
+            case 1 | 2:
+                changed[at] ^= 1 << int(random.integers(8))
+            case 3:
+                changed[at : at + length] = bytes(length)
+            case 4:
+                changed[at:at] = changed[at : at + length]
+        yield bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("images/{key}.tif", 120),
+        ("packed", 120),
+        ("masks/{key}.png", 80),
+        ("metadata/test.txt", 40),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_changed_file_is_read_or_named(as_if_real: Path, name: str, count: int) -> None:
+    (key,) = bbbc039.split_keys(as_if_real, "test")
+    path = as_if_real / name.format(key=key)
+    if name == "packed":
+        path = as_if_real / "images" / f"{key}.tif"
+        tifffile.imwrite(path, tifffile.imread(path), compression="deflate", tile=(16, 16))
+    refused = 0
+    for changed in changes(path.read_bytes(), count, seed=1):
+        path.write_bytes(changed)
+        try:
+            for listed in bbbc039.split_keys(as_if_real, "test"):
+                bbbc039.read(as_if_real, listed)
+        except (ValueError, FileNotFoundError) as error:
+            assert str(as_if_real) in str(error) and "\n" not in str(error)
+            assert isinstance(error, FileNotFoundError) or path.name in str(error)
+            refused += 1
+    assert refused > count / 10
+
+
+@pytest.mark.parametrize("size", [(2**31 - 1, 2**31 - 1), (50_000, 50_000)])
+def test_an_absurd_size_is_refused_before_it_is_decoded(
+    as_if_real: Path, size: tuple[int, int]
+) -> None:
+    (key,) = bbbc039.split_keys(as_if_real, "test")
+    mask = as_if_real / "masks" / f"{key}.png"
+    header = struct.pack(">4sIIBBBBB", b"IHDR", *size, 8, 6, 0, 0, 0)
+    content = mask.read_bytes()
+    header += struct.pack(">I", zlib.crc32(header))
+    mask.write_bytes(content[:12] + header + content[33:])
+    with pytest.raises(ValueError, match=rf"{key}\.png cannot be read.*it declares {size[0]:,} × "):
+        bbbc039.read(as_if_real, key)
+    image = as_if_real / "images" / f"{key}.tif"
+    with tifffile.TiffFile(image) as file:
+        offsets = [file.pages[0].tags[name].valueoffset for name in ("ImageLength", "ImageWidth")]
+    content = bytearray(image.read_bytes())
+    for offset, side in zip(offsets, size, strict=True):
+        kind = "<I" if content[offset - 6] == 4 else "<H"
+        content[offset : offset + struct.calcsize(kind)] = struct.pack(kind, side % 2**16 or side)
+    image.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{key}\.tif cannot be read"):
+        bbbc039.read(as_if_real, key)
+
+
+@pytest.mark.parametrize("part", ["images/{key}.tif", "masks/{key}.png"])
+def test_what_is_no_file_is_named_and_not_waited_for(as_if_real: Path, part: str) -> None:
+    (key,) = bbbc039.split_keys(as_if_real, "test")
+    path = as_if_real / part.format(key=key)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"{path.name}: expected a file"):
+        bbbc039.read(as_if_real, key)
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        ("../images/a.png", "no plain file name"),
+        ("/tmp/a.png", "no plain file name"),
+        ("C:a.png", "no plain file name"),
+        ("..", "no plain file name"),
+        ("a\x00b.png", "no plain file name"),
+        ("a.png\nb.png\na.png", "'a.png' twice"),
+        ("\n \n", "lists no images"),
+    ],
+)
+def test_names_that_cannot_be_are_refused_with_their_list(
+    as_if_real: Path, names: str, fault: str
+) -> None:
+    (as_if_real / "metadata" / "test.txt").write_text(names)
+    with pytest.raises(ValueError, match=rf"test\.txt .*{fault}"):
+        bbbc039.split_keys(as_if_real, "test")
+    assert fault in datasets.status("bbbc039").problem
+    assert any(fault in problem for problem in datasets.check("bbbc039").problems)
+
+
+def test_an_image_in_two_splits_is_no_test(as_if_real: Path) -> None:
+    (key,) = bbbc039.split_keys(as_if_real, "test")
+    (as_if_real / "metadata" / "validation.txt").write_text(f"{key}.png")
+    fault = f"{key} is in the validation split and in the test split"
+    assert fault in datasets.status("bbbc039").problem
+    assert any(fault in problem for problem in datasets.check("bbbc039").problems)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "dangling"])
+def test_anything_by_the_marker_s_name_marks_simulated_data(as_if_real: Path, kind: str) -> None:
+    marker = as_if_real / MARKER
+    {
+        "folder": marker.mkdir,
+        "pipe": lambda: os.mkfifo(marker),
+        "dangling": lambda: marker.symlink_to("nowhere"),
+    }[kind]()
+    assert datasets.status("bbbc039").state == "simulated"
+
+
 # --- places --------------------------------------------------------------------------------------
 
 
@@ -314,7 +444,7 @@ def test_check_compares_with_the_counts_of_the_real_data(
     spec = dataclasses.replace(datasets.REGISTRY["bbbc039"], counts=counts)
     monkeypatch.setitem(datasets.REGISTRY, "bbbc039", spec)
     (problem,) = datasets.check("bbbc039").problems
-    assert "test.txt" in problem and f"{counts['test'].nuclei:,}" in problem
+    assert "the test split" in problem and f"{counts['test'].nuclei:,}" in problem
 
 
 def test_an_image_of_another_kind_is_refused(as_if_real: Path) -> None:

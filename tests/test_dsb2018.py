@@ -3,12 +3,14 @@
 import csv
 import dataclasses
 import hashlib
+import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
 import warnings
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -19,11 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage.io import imread
+from test_datasets import changes
 
 from nuctut import datasets
-from nuctut.datasets import cache, dsb2018
+from nuctut.datasets import cache, checking, dsb2018
 from nuctut.datasets.simulated.canvas import MARKER
-from nuctut.datasets.simulated.dsb2018 import KINDS, SMALL_IMAGES, encode_runs, simulate_dsb2018
+from nuctut.datasets.simulated.dsb2018 import SMALL_IMAGES, encode_runs, simulate_dsb2018
+from nuctut.datasets.simulated.kinds import KINDS
 from nuctut.datasets.spec import SplitCount
 
 FEW = {"training": 3, "validation": 1, "test": 2}
@@ -199,7 +203,7 @@ def test_labels_are_numbered_by_their_first_pixels_whatever_the_names(made: Path
 def test_run_lengths_and_masks_give_the_same_labels(made: Path) -> None:
     np.testing.assert_array_equal(dsb2018.read(made, "b").labels, NUMBERED)
     write_masks(made, "stage1_test", "b")
-    assert dsb2018.files(made, "b")[1:] == [made / "stage1_solution.csv"]
+    assert dsb2018.files(made, "b")[1:] == ["stage1_solution.csv"]
     (made / "stage1_solution.csv").unlink()
     assert len(dsb2018.files(made, "b")) == 4
     np.testing.assert_array_equal(dsb2018.read(made, "b").labels, NUMBERED)
@@ -297,11 +301,65 @@ def test_a_csv_of_another_kind_is_named(made: Path, text: str, fault: str) -> No
         dsb2018.split_keys(made, "test")
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a" * 200_000])
-def test_a_csv_that_is_no_text_or_endless_is_named(made: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"\xff\xfe\x00", ": not a text in UTF-8"),
+        (b"a" * 200_000, " cannot be read, it is damaged"),
+    ],
+)
+def test_a_csv_that_is_no_text_or_endless_is_named(made: Path, content: bytes, fault: str) -> None:
     (made / "stage1_solution.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=r"stage1_solution\.csv cannot be read, it is damaged"):
+    with pytest.raises(ValueError, match=rf"stage1_solution\.csv{fault}"):
         dsb2018.split_keys(made, "test")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "b,99999999999999999999 1,4,5,Public",
+        "b,9223372036854775807 9223372036854775807,4,5,Public",
+        "b,1 9223372036854775807,4,5,Public",
+        f"b,{'9' * 5000} 1,4,5,Public",
+        f"b,1 1,{'9' * 5000},5,Public",
+        "b,1 1,-4,-5,Public",
+        f"{'b' * 100_000},1 1,four,5,Public",
+        ",1 1,4,5,Public",
+        "b",
+    ],
+)
+def test_a_line_that_cannot_be_is_one_short_sentence(made: Path, line: str) -> None:
+    write_solution(made, line)
+    with pytest.raises(ValueError, match=r"stage1_solution\.csv") as caught:
+        dsb2018.split_keys(made, "test")
+        dsb2018.read(made, "b")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_line_without_an_id_at_its_end_is_named(made: Path) -> None:
+    path = made / "stage1_solution.csv"
+    path.write_text("EncodedPixels,Height,Width,ImageId\n1 1,4,5,b\n1 1,4,5\n")
+    with pytest.raises(ValueError, match=r"stage1_solution\.csv has nuclei for"):
+        dsb2018.split_keys(made, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "count"),
+    [
+        ("stage1_train/a/images/a.png", "a", 50),
+        ("stage1_train/a/masks/mask2.png", "a", 100),
+        ("stage1_solution.csv", "b", 200),
+    ],
+)
+def test_a_changed_file_is_read_or_named(made: Path, name: str, key: str, count: int) -> None:
+    path = made / name
+    for changed in changes(path.read_bytes(), count, seed=2):
+        path.write_bytes(changed)
+        try:
+            dsb2018.split_keys(made, "test")
+            dsb2018.read(made, key)
+        except (ValueError, FileNotFoundError) as error:
+            assert path.name in str(error) and "\n" not in str(error)
 
 
 # --- the validation split ------------------------------------------------------------------------
@@ -447,7 +505,7 @@ def as_if_real(original: Path, places: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A tiny data set that passes as real: no marker, and counts that expect just it."""
     folder = places / "dsb2018"
     shutil.copytree(original, folder)
-    spec = dataclasses.replace(dsb2018.SPEC, counts=dsb2018.check(folder).counts)
+    spec = dataclasses.replace(dsb2018.SPEC, counts=checking.check(dsb2018.SPEC, folder).counts)
     monkeypatch.setitem(datasets.REGISTRY, "dsb2018", spec)
     return folder
 
@@ -524,6 +582,23 @@ def test_a_changed_mask_is_noticed(as_if_real: Path, places: Path) -> None:
     assert len(cached(places)) == 1  # the cache of the files as they were is gone
 
 
+def test_an_added_mask_and_one_changed_in_place_are_noticed(as_if_real: Path) -> None:
+    before = datasets.load("dsb2018", "validation")
+    key, labels, untouched = before.keys[0], before[0].labels, before[1].labels
+    pixel = np.argwhere(labels == 0)[0]
+    masks = as_if_real / "stage1_train" / key / "masks"
+    added = np.zeros(labels.shape, np.uint8)
+    added[tuple(pixel)] = 255
+    write_png(masks / "added.png", added)
+    after = datasets.load("dsb2018", "validation")
+    assert after[0].count == labels.max() + 1 and after.fingerprint != before.fingerprint
+    added[tuple(pixel)], added[tuple(np.argwhere(labels == 0)[1])] = 0, 255
+    write_png(masks / "added.png", added)
+    again = datasets.load("dsb2018", "validation")
+    assert again[0].labels[tuple(pixel)] == 0 and again.fingerprint != after.fingerprint
+    np.testing.assert_array_equal(again[1].labels, untouched)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "index", "no index", "pickle"])
 def test_a_damaged_cache_is_made_anew(
     as_if_real: Path, places: Path, no_masks_read: Counter, damage: str
@@ -558,6 +633,96 @@ def test_a_damaged_cache_is_made_anew(
     assert not no_masks_read
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        "null",
+        '{"fingerprint": 1, "entries": {}}',
+        '{"fingerprint": "a", "entries": {}}',
+        '{"fingerprint": "a", "entries": {"KEY": null}}',
+        '{"fingerprint": "a", "entries": {"KEY": [1, {}]}}',
+        '{"fingerprint": "a", "entries": {"KEY": {"crc32": 1e3, "tags": {}}}}',
+        '{"fingerprint": "a", "entries": {"KEY": {"crc32": 1' + "0" * 400 + ', "tags": {}}}}',
+        '{"fingerprint": "a", "entries": {"KEY": {"crc32": 1, "tags": {"modality": 7}}}}',
+        '{"fingerprint": "a", "entries": ' + "[" * 100_000,
+        "\ud800",
+    ],
+)
+def test_an_index_of_another_form_is_made_anew(
+    as_if_real: Path, places: Path, no_masks_read: Counter, content: str
+) -> None:
+    expected = datasets.load("dsb2018", "test")
+    (folder,) = cached(places)
+    text = content.replace("KEY", expected.keys[0])
+    checksum = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    index = folder / cache.INDEX
+    index.write_bytes(f"{checksum}\n{text}".encode(errors="surrogatepass"))
+    no_masks_read.clear()
+    assert datasets.load("dsb2018", "test").fingerprint == expected.fingerprint
+    assert no_masks_read == dict.fromkeys(expected.keys, 1)
+    list(datasets.load("dsb2018", "test"))
+    assert no_masks_read == dict.fromkeys(expected.keys, 1)
+
+
+@pytest.mark.parametrize("place", ["index", "labels", "folder"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "dangling", "file"])
+def test_what_is_no_cache_is_made_anew(
+    as_if_real: Path, places: Path, no_masks_read: Counter, place: str, kind: str
+) -> None:
+    expected = datasets.load("dsb2018", "test")
+    (folder,) = cached(places)
+    elsewhere = places.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").touch()
+    labels = folder / f"{expected.keys[0]}.npy"
+    path = {"index": folder / cache.INDEX, "labels": labels, "folder": folder}[place]
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    {
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "link": lambda: path.symlink_to(elsewhere),
+        "dangling": lambda: path.symlink_to(elsewhere / "nowhere"),
+        "file": path.touch,
+    }[kind]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        samples = datasets.load("dsb2018", "test")
+        np.testing.assert_array_equal(samples[0].labels, expected[0].labels)
+        list(datasets.load("dsb2018", "test"))
+    no_masks_read.clear()
+    list(datasets.load("dsb2018", "test"))
+    assert not no_masks_read
+    assert (elsewhere / "precious").is_file()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.zeros((3, 3), np.uint8),  # of another image
+        np.zeros((64, 64), np.float32),
+        np.full((64, 64), 7, np.uint8),  # with gaps in its numbers
+        np.asfortranarray(np.zeros((64, 80), np.uint8)),
+        np.zeros(0, np.uint8),
+    ],
+)
+def test_labels_that_cannot_be_are_not_taken_whatever_the_index_says(
+    as_if_real: Path, places: Path, labels: np.ndarray
+) -> None:
+    key = datasets.load("dsb2018", "test").keys[0]
+    expected = dsb2018.read(as_if_real, key)
+    (folder,) = cached(places)
+    np.save(folder / f"{key}.npy", labels)
+    _, text = (folder / cache.INDEX).read_text().split("\n", 1)
+    index = json.loads(text)
+    index["entries"][key]["crc32"] = zlib.crc32(np.ascontiguousarray(labels))
+    text = json.dumps(index)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (folder / cache.INDEX).write_text(f"{digest}\n{text}")
+    np.testing.assert_array_equal(datasets.load("dsb2018", "test")[0].labels, expected.labels)
+
+
 def test_a_crash_half_way_leaves_no_cache(
     as_if_real: Path, places: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -590,11 +755,13 @@ def test_what_a_killed_process_left_is_not_taken_for_a_cache_and_goes_in_time(
 
 def test_two_processes_make_the_same_cache_at_once(original: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from nuctut.datasets import cache, dsb2018\n"
-        "folder = Path(sys.argv[1]); keys = dsb2018.split_keys(folder, 'training')\n"
+        "import sys; from pathlib import Path\n"
+        "from nuctut.datasets import cache, checking, dsb2018\n"
+        "spec, folder = dsb2018.SPEC, Path(sys.argv[1])\n"
+        "listing = checking.list_split(spec, folder, 'training')\n"
         "for _ in range(3):\n"
-        "    read, fingerprint = cache.open_split(dsb2018.SPEC, folder, 'training', keys)\n"
-        "    print(fingerprint, sum(read(key).count for key in keys))\n"
+        "    read, fingerprint = cache.open_split(spec, folder, 'training', listing)\n"
+        "    print(fingerprint, sum(read(key).count for key in listing))\n"
     )
     environment = os.environ | {"NUCTUT_CACHE": str(tmp_path)}
     running = [
@@ -653,7 +820,9 @@ def test_more_nuclei_than_a_byte_holds_come_back_from_the_cache(
     write_image(folder, "stage1_train", "a", np.zeros((40, 40), np.uint8))
     write_masks(folder, "stage1_train", "a", labels)
     for _ in range(2):
-        read, _ = cache.open_split(dsb2018.SPEC, folder, "training", ["a"])
+        read, _ = cache.open_split(
+            dsb2018.SPEC, folder, "training", checking.list_split(dsb2018.SPEC, folder, "training")
+        )
         np.testing.assert_array_equal(read("a").labels, labels)
 
 
@@ -707,7 +876,7 @@ def test_check_finds_every_kind_of_damage_and_names_the_file(as_if_real: Path) -
 
 
 def test_check_compares_with_the_counts_of_the_real_data(as_if_real: Path) -> None:
-    (problem,) = dsb2018.check(as_if_real, {"test": SplitCount(2, 10_000)}).problems
+    (problem,) = checking.check(dsb2018.SPEC, as_if_real, {"test": SplitCount(2, 10_000)}).problems
     assert "the test split has 2 images" in problem and "10,000" in problem
 
 

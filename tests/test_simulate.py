@@ -13,7 +13,7 @@ from skimage.io import imread
 
 from nuctut.datasets import bbbc039
 from nuctut.datasets.simulated import bbbc039 as simulate
-from nuctut.datasets.simulated import canvas
+from nuctut.datasets.simulated import canvas, cells
 
 FEW = {"training": 7, "validation": 1, "test": 1}
 SHAPE = (96, 128)
@@ -92,20 +92,20 @@ def test_the_sixth_image_is_empty_and_the_others_are_not(made: Path) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_every_nucleus_drawn_is_one_that_the_reader_finds(seed: int) -> None:
     field = canvas.Canvas((128, 160), np.random.default_rng(seed))
-    simulate._populate(field)
+    cells.populate(field)
     found = sum(ndimage.label(field.red == colour)[1] for colour in (1, 2, 3))
     assert found == len(field.blobs) > 0
 
 
 def test_touching_nuclei_have_different_colours_also_across_corners() -> None:
-    _, red = simulate.field_of_view(np.random.default_rng(1), (260, 348))
+    _, red = cells.field_of_view(np.random.default_rng(1), (260, 348))
     corners = np.ones((3, 3))
     for colour in (1, 2, 3):
         assert ndimage.label(red == colour)[1] == ndimage.label(red == colour, corners)[1]
 
 
 def test_crowds_touch_and_debris_is_there() -> None:
-    fields = [simulate.field_of_view(np.random.default_rng(i), (260, 348)) for i in range(6)]
+    fields = [cells.field_of_view(np.random.default_rng(i), (260, 348)) for i in range(6)]
     labels = [
         bbbc039.instances_from_mask(np.dstack([red, red * 0, red * 0, red])) for _, red in fields
     ]
@@ -126,7 +126,7 @@ def _touching(labels: np.ndarray) -> set[int]:
 
 
 def test_an_empty_field_has_the_noise_that_offset_and_gain_say() -> None:
-    image, red = simulate.field_of_view(np.random.default_rng(0), (400, 400), empty=True)
+    image, red = cells.field_of_view(np.random.default_rng(0), (400, 400), empty=True)
     assert not red.any()
     middle = image[150:250, 150:250].astype(float)  # the lamp is nearly even there
     light = middle.mean() - canvas.OFFSET

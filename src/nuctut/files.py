@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 LOCK = ".lock"
 MARKER = ".nuctut"
-LARGEST = 2**26  # bytes of a text file that is read as a whole
+LARGEST = 2**26  # bytes of a file that is read as a whole
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -40,22 +40,33 @@ class Malformed(ValueError):
 # --- reading -------------------------------------------------------------------------------------
 
 
-def read_text(path: Path) -> str:
-    """The text of a file that somebody else may have put there.
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that somebody else may have put there.
 
     Raises:
         FileNotFoundError: When there is none.
-        Malformed: When it is no regular file (a pipe would never end), too large, or not UTF-8.
+        Malformed: When it is no regular file (a pipe would never end), or too large.
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         raise Malformed(f"{path}: expected a file, and it is none; move it away.")
     if about.st_size > LARGEST:
         raise Malformed(f"{path}: expected at most {LARGEST:,} bytes, not {about.st_size:,}.")
+    return path.read_bytes()
+
+
+def read_text(path: Path) -> str:
+    """As `read_bytes`, the text in it; lines may end as on any system.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        Malformed: As `read_bytes` does, and when it is not UTF-8.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        text = read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise Malformed(f"{path}: not a text in UTF-8 ({error.reason}).") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, kind: type[T]) -> T:

@@ -46,7 +46,7 @@ class Sample:
             raise ValueError(f"{self.key}: the image holds NaN or infinite values.")
         if labels.size and labels.min() < 0:
             raise ValueError(f"{self.key}: labels hold negative values.")
-        if labels.size and not np.bincount(labels.ravel())[1:].all():
+        if labels.size and not np.bincount(_run_starts(labels))[1:].all():
             raise ValueError(f"{self.key}: label ids must run from 1 to N without gaps.")
         object.__setattr__(self, "tags", MappingProxyType(dict(self.tags)))
 
@@ -54,6 +54,12 @@ class Sample:
     def count(self) -> int:
         """Number of nuclei."""
         return int(self.labels.max(initial=0))
+
+
+def _run_starts(labels: np.ndarray) -> np.ndarray:
+    """Each id that occurs, where a run of it along the rows begins: far fewer than all pixels."""
+    flat = labels.ravel()
+    return np.append(flat[:1], flat[1:][flat[1:] != flat[:-1]])
 
 
 class SampleSet(Sequence[Sample]):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nuctut.datasets import bbbc039, dsb2018, fetching
+from nuctut.datasets import bbbc039, checking, dsb2018, fetching
 from nuctut.datasets.cache import cache_root, content_fingerprint, open_split
+from nuctut.datasets.checking import Listing
 from nuctut.datasets.spec import CheckReport, DatasetSpec, is_simulated
 from nuctut.paths import project_root
 from nuctut.samples import SampleSet
@@ -97,14 +98,15 @@ def load(name: str, split: str, source: str = "auto") -> SampleSet:
         raise ValueError(f"{name} has no split {split!r}, but {', '.join(spec.splits)}.")
     if source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
-    folder, found = _folder(spec, source)
-    keys = spec.split_keys(folder, split)
+    folder, found, listings = _folder(spec, source)
+    listing = listings.get(split) or checking.list_split(spec, folder, split)
     if spec.read_image:
-        read, fingerprint = open_split(spec, folder, split, keys)
+        read, fingerprint = open_split(spec, folder, split, listing)
     else:
-        read = partial(spec.read, folder)
-        fingerprint = content_fingerprint(path for key in keys for path in spec.files(folder, key))
-    return SampleSet(keys, read, name=name, split=split, source=found, fingerprint=fingerprint)
+        read, fingerprint = partial(spec.read, folder), content_fingerprint(folder, listing)
+    return SampleSet(
+        list(listing), read, name=name, split=split, source=found, fingerprint=fingerprint
+    )
 
 
 def fetch(name: str, root: Path | str | None = None, progress: bool = True) -> Path:
@@ -125,7 +127,7 @@ def check(name: str, root: Path | str | None = None) -> CheckReport:
     if not folder.is_dir():
         problem = f"{folder} is missing: get it with `nuctut data fetch {name}`."
         return CheckReport(folder, problems=(problem,))
-    return spec.check(folder, None if is_simulated(folder) else spec.counts)
+    return checking.check(spec, folder, None if is_simulated(folder) else spec.counts)
 
 
 def simulate(
@@ -168,14 +170,7 @@ def simulate(
 
 def status(name: str) -> Status:
     """What is on disk of a data set, without reading its files."""
-    spec = _spec(name)
-    folder = data_root() / name
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return Status(name, folder, "missing")
-    if is_simulated(folder):
-        return Status(name, folder, "simulated")
-    problem = _first_missing(spec, folder)
-    return Status(name, folder, "incomplete" if problem else "real", problem)
+    return _look(_spec(name))[0]
 
 
 def _spec(name: str) -> DatasetSpec:
@@ -188,14 +183,28 @@ def _root(root: Path | str | None) -> Path:
     return data_root() if root is None else Path(root).expanduser().resolve()
 
 
-def _folder(spec: DatasetSpec, source: str) -> tuple[Path, str]:
-    """Where to read from, and whether that is "real" or "simulated"."""
-    on_disk = status(spec.name)
+def _look(spec: DatasetSpec) -> tuple[Status, dict[str, Listing]]:
+    """What is on disk of a data set, and where that is the real one whole, its files by split."""
+    folder = data_root() / spec.name
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return Status(spec.name, folder, "missing"), {}
+    if is_simulated(folder):
+        return Status(spec.name, folder, "simulated"), {}
+    try:
+        listings = checking.list_real(spec, folder)
+    except (OSError, ValueError) as error:
+        return Status(spec.name, folder, "incomplete", str(error)), {}
+    return Status(spec.name, folder, "real"), listings
+
+
+def _folder(spec: DatasetSpec, source: str) -> tuple[Path, str, dict[str, Listing]]:
+    """Where to read from, whether that is "real" or "simulated", and the real one's files."""
+    on_disk, listings = _look(spec)
     if source == "simulated" or (source == "auto" and on_disk.state in ("missing", "simulated")):
         own = on_disk.state == "simulated"
-        return (on_disk.folder if own else simulate(spec.name)), "simulated"
+        return (on_disk.folder if own else simulate(spec.name)), "simulated", {}
     if on_disk.state == "real":
-        return on_disk.folder, "real"
+        return on_disk.folder, "real", listings
     faults = {
         "missing": f"{spec.name} is not in {data_root()}",
         "simulated": f"{on_disk.folder} holds simulated data, not the real {spec.name}",
@@ -208,21 +217,3 @@ def _folder(spec: DatasetSpec, source: str) -> tuple[Path, str]:
         f"run `nuctut data fetch {spec.name}`",
     }
     raise FileNotFoundError(f"{faults[on_disk.state]}: {advice[on_disk.state]}.")
-
-
-def _first_missing(spec: DatasetSpec, folder: Path) -> str:
-    """The first thing a real data set lacks, as a sentence, or an empty string."""
-    for split, expected in spec.counts.items():
-        try:
-            keys = spec.split_keys(folder, split)
-            if len(keys) != expected.images:
-                return (
-                    f"{folder}: the {split} split lists {len(keys)} images, not {expected.images}."
-                )
-            files = [path for key in keys for path in spec.files(folder, key)]
-        except (FileNotFoundError, ValueError) as error:
-            return str(error)
-        for path in files:
-            if not path.is_file():
-                return f"{path} is missing."
-    return ""

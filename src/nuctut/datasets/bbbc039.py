@@ -7,28 +7,22 @@ name per line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tifffile
-from skimage.io import imread
 from skimage.measure import label
 
+from nuctut.datasets.checking import plain_names
+from nuctut.datasets.pixels import read_png, read_tiff
 from nuctut.datasets.simulated.bbbc039 import (
     SMALL_IMAGES,
     SMALL_SHAPE,
     VERSION,
     simulate_bbbc039,
 )
-from nuctut.datasets.spec import (
-    Archive,
-    CheckReport,
-    DatasetSpec,
-    SmallSet,
-    SplitCount,
-    is_simulated,
-)
+from nuctut.datasets.spec import Archive, DatasetSpec, SmallSet, SplitCount
+from nuctut.files import read_text
 from nuctut.samples import Sample
 
 COUNTS = {
@@ -42,19 +36,27 @@ def split_keys(folder: Path, split: str) -> list[str]:
     """The keys of a split: the mask file names of its list without `.png`, sorted.
 
     Copies of the lists differ in their order, and nothing should hang on it.
+
+    Raises:
+        FileNotFoundError: When there is no such list.
+        ValueError: When it is none, or names what cannot be; both name the list.
     """
     path = folder / "metadata" / f"{split}.txt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: it lists the images of the {split} split.")
-    names = path.read_text(encoding="utf-8").split()
+    try:
+        lines = [line.strip() for line in read_text(path).split("\n")]
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{path} is missing: it lists the images of the {split} split."
+        ) from None
+    names = plain_names([line for line in lines if line], path)
     if not names:
         raise ValueError(f"{path} lists no images.")
     return sorted(name.removesuffix(".png") for name in names)
 
 
-def files(folder: Path, key: str) -> list[Path]:
-    """The image file and the mask file of a key."""
-    return [folder / "images" / f"{key}.tif", folder / "masks" / f"{key}.png"]
+def files(folder: Path, key: str) -> list[str]:
+    """The image file and the mask file of a key, below the folder."""
+    return [f"images/{key}.tif", f"masks/{key}.png"]
 
 
 def read(folder: Path, key: str) -> Sample:
@@ -68,15 +70,16 @@ def read(folder: Path, key: str) -> Sample:
         FileNotFoundError: When one of the two files is missing.
         ValueError: When one cannot be read or is not what it should be; both name the file.
     """
-    image_path, mask_path = files(folder, key)
-    image = _pixels(image_path)
+    image_path, mask_path = (folder / name for name in files(folder, key))
+    image = read_tiff(image_path)
     if image.ndim != 2 or image.dtype != np.uint16:
         raise ValueError(
             f"{image_path} should hold one uint16 plane, not {image.dtype} of shape "
             f"{image.shape}: the file is damaged or not of this data set."
         )
+    mask = read_png(mask_path)
     try:
-        labels = instances_from_mask(_pixels(mask_path))
+        labels = instances_from_mask(mask)
     except ValueError as error:
         raise ValueError(f"{mask_path}: {error}") from error
     if labels.shape != image.shape:
@@ -111,45 +114,7 @@ def instances_from_mask(rgba: np.ndarray) -> np.ndarray:
     return label(rgba[..., 0], background=0, connectivity=1).astype(np.int32)
 
 
-def check(folder: Path, counts: Mapping[str, SplitCount] | None = None) -> CheckReport:
-    """Reads every file of the data set in `folder`; `counts` is what should be found, if known."""
-    problems = [
-        f"{folder / name} is missing."
-        for name in ("images", "masks", "metadata")
-        if not (folder / name).is_dir()
-    ]
-    found = {}
-    if not problems:
-        problems += _unlisted(folder)
-        for split in COUNTS:
-            found[split], faults = _check_split(folder, split)
-            problems += faults
-    for split, expected in (counts or {}).items():
-        if not problems and found[split] != expected:
-            problems.append(
-                f"{folder / 'metadata' / split}.txt leads to {found[split].images:,} images with "
-                f"{found[split].nuclei:,} nuclei, expected are {expected.images:,} "
-                f"with {expected.nuclei:,}."
-            )
-    return CheckReport(folder, found, tuple(problems), is_simulated(folder))
-
-
-def _check_split(folder: Path, split: str) -> tuple[SplitCount, list[str]]:
-    try:
-        keys = split_keys(folder, split)
-    except (OSError, ValueError) as error:
-        return SplitCount(0, 0), [str(error)]
-    images, nuclei, problems = 0, 0, []
-    for key in keys:
-        try:
-            nuclei += read(folder, key).count
-            images += 1
-        except (OSError, ValueError) as error:
-            problems.append(str(error))
-    return SplitCount(images, nuclei), problems
-
-
-def _unlisted(folder: Path) -> Iterator[str]:
+def strays(folder: Path) -> Iterator[str]:
     """Images without a mask and masks without an image, whatever the split lists say."""
     images = {path.stem: path for path in sorted((folder / "images").glob("*.tif"))}
     masks = {path.stem: path for path in sorted((folder / "masks").glob("*.png"))}
@@ -157,15 +122,6 @@ def _unlisted(folder: Path) -> Iterator[str]:
         yield f"{images[key]} has no mask {key}.png in {folder / 'masks'}."
     for key in sorted(masks.keys() - images.keys()):
         yield f"{masks[key]} has no image {key}.tif in {folder / 'images'}."
-
-
-def _pixels(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing.")
-    try:
-        return tifffile.imread(path) if path.suffix == ".tif" else imread(path)
-    except Exception as error:  # the decoders raise whatever they meet in a damaged file
-        raise ValueError(f"{path} cannot be read, it is damaged or cut off ({error}).") from error
 
 
 def _tags(key: str) -> dict[str, str]:
@@ -206,10 +162,11 @@ SPEC = DatasetSpec(
     ),
     unpacked_bytes=150_000_000,
     counts=COUNTS,
+    parts=("images", "masks", "metadata"),
     split_keys=split_keys,
     files=files,
     read=read,
-    check=check,
+    strays=strays,
     simulate=simulate_bbbc039,
     small=SmallSet(SMALL_IMAGES, SMALL_SHAPE, VERSION),
 )

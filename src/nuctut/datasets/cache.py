@@ -9,27 +9,30 @@ damaged is made anew. Nothing depends on it but time.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pooch
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from tqdm.auto import tqdm
 
+from nuctut.datasets.checking import Listing
 from nuctut.datasets.spec import DatasetSpec
+from nuctut.files import STRICT, Count, Text, parse_json, read_text
 from nuctut.samples import Sample
 
-VERSION = 1  # raise it when a reader gives other labels or tags for the same files
+VERSION = 2  # raise it when a reader gives other labels or tags, or the index has another form
 INDEX = "index.json"
 BUILDING = ".building-"
 ABANDONED = 3600  # seconds after which a half-made cache is one that a killed process left
@@ -43,38 +46,37 @@ def cache_root() -> Path:
     return Path(cache).expanduser().resolve()
 
 
-def content_fingerprint(paths: Iterable[Path]) -> str:
-    """sha256 over the contents of the files, in order; one that comes again counts once."""
+def content_fingerprint(folder: Path, listing: Listing) -> str:
+    """sha256 over the contents of the files, in order."""
     digest = hashlib.sha256()
-    for path in dict.fromkeys(paths):
-        digest.update(path.read_bytes())
+    for name in _names(listing):
+        digest.update((folder / name).read_bytes())
     return digest.hexdigest()
 
 
 def open_split(
-    spec: DatasetSpec, folder: Path, split: str, keys: Sequence[str]
+    spec: DatasetSpec, folder: Path, split: str, listing: Listing
 ) -> tuple[CachedReader, str]:
     """A reader of the split's samples, and the content fingerprint of its files.
 
-    The first time all of them are read, which takes a while; later only the files' names, sizes
-    and times are looked at.
+    The first time all of them are read, which takes a while; later nothing is but the cache, for as
+    long as the listing (names, sizes and times of the files) is the same.
 
     Raises:
         ValueError, FileNotFoundError: As `spec.read` does, for a file at fault.
     """
-    files = [path for key in keys for path in spec.files(folder, key)]
     owner = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     family = f"{spec.name}-{split}-{owner}-"
-    place = cache_root() / "labels" / (family + _stat_fingerprint(folder, files)[:16])
-    index = _read_index(place, keys)
+    place = cache_root() / "labels" / (family + _stat_fingerprint(folder, listing)[:16])
+    index = _read_index(place, listing)
     if index is None:
-        shutil.rmtree(place, ignore_errors=True)
+        _remove(place)
         with _building(place) as store:
-            for sample in _read_all(spec, folder, split, keys):
+            for sample in _read_all(spec, folder, split, list(listing)):
                 store.add(sample)
-            index = store.finish(content_fingerprint(files))
+            index = store.finish(content_fingerprint(folder, listing))
         for other in set(place.parent.glob(f"{family}*")) - {place}:
-            shutil.rmtree(other, ignore_errors=True)  # the files it was made from have changed
+            _remove(other)  # the files it was made from have changed
     return CachedReader(spec, folder, place, index.entries), index.fingerprint
 
 
@@ -89,37 +91,37 @@ class CachedReader:
 
     def __call__(self, key: str) -> Sample:
         """The sample of a key; all from its own files where the cache is damaged or gone."""
-        labels = self._labels(key)
-        if labels is None:
-            return self.spec.read(self.folder, key)
         image = self.spec.read_image(self.folder, key)
-        return Sample(key, image, labels, self.entries[key].tags)
-
-    def _labels(self, key: str) -> np.ndarray | None:
         try:
-            stored = np.load(self.place / f"{key}.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            stored = None
-        if stored is None or zlib.crc32(stored) != self.entries[key].crc32:
-            shutil.rmtree(self.place, ignore_errors=True)  # the next load makes it anew
-            return None
+            return Sample(key, image, self._labels(key), self.entries[key].tags)
+        except Exception:  # numpy raises whatever it meets in a damaged file
+            _remove(self.place)  # the next load makes it anew
+            return self.spec.read(self.folder, key)
+
+    def _labels(self, key: str) -> np.ndarray:
+        path = self.place / f"{key}.npy"
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        if stored.dtype.kind != "u" or zlib.crc32(stored) != self.entries[key].crc32:
+            raise ValueError(f"{path} does not hold what was stored in it.")
         return stored.astype(np.int32)
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(config=STRICT, frozen=True)
 class _Entry:
     """What the index says of one image: the checksum of its labels, and its tags."""
 
-    crc32: int
-    tags: Mapping[str, str]
+    crc32: Count
+    tags: dict[str, str]
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(config=STRICT, frozen=True)
 class _Index:
     """What a cache says of the files it was made from."""
 
-    fingerprint: str
-    entries: Mapping[str, _Entry]
+    fingerprint: Text
+    entries: dict[str, _Entry]
 
 
 @dataclass
@@ -142,8 +144,7 @@ class _Store:
         """Puts the cache in its place, unless another process was faster."""
         if self.scratch:
             with self._giving_up():
-                entries = {key: (entry.crc32, entry.tags) for key, entry in self.entries.items()}
-                text = json.dumps({"fingerprint": fingerprint, "entries": entries})
+                text = TypeAdapter(_Index).dump_json(_Index(fingerprint, self.entries)).decode()
                 (self.scratch / INDEX).write_text(f"{_checksum(text)}\n{text}", "utf-8")
                 self.scratch.chmod(0o755)
                 try:
@@ -182,8 +183,9 @@ def _building(place: Path) -> Iterator[_Store]:
 
 def _remove_abandoned(folder: Path) -> None:
     for path in folder.glob(f"{BUILDING}*"):
-        if time.time() - path.stat().st_mtime > ABANDONED:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(FileNotFoundError):  # its process has just finished
+            if time.time() - path.lstat().st_mtime > ABANDONED:
+                _remove(path)
 
 
 def _warn(folder: Path, error: OSError) -> None:
@@ -202,28 +204,42 @@ def _read_all(spec: DatasetSpec, folder: Path, split: str, keys: Sequence[str]) 
         yield from tqdm(samples, name, total=len(keys), unit="image", delay=PATIENCE)
 
 
-def _stat_fingerprint(folder: Path, files: Sequence[Path]) -> str:
+def _stat_fingerprint(folder: Path, listing: Listing) -> str:
     """Digest of the names, sizes and times of the files."""
     digest = hashlib.sha256(f"{VERSION}\n".encode())
-    for path in files:
-        stat = os.stat(path)
-        name = str(path).removeprefix(str(folder))
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    top = str(folder)  # a path for each of 30,000 files takes longer than to look at them
+    for name in _names(listing):
+        found = os.stat(f"{top}/{name}")
+        line = f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _read_index(place: Path, keys: Sequence[str]) -> _Index | None:
+def _names(listing: Listing) -> Iterable[str]:
+    """The files of a listing in order; one that comes again counts once."""
+    return dict.fromkeys(name for files in listing.values() for name in files)
+
+
+def _read_index(place: Path, keys: Collection[str]) -> _Index | None:
     """The index of a cache, or None where there is none that is whole."""
+    path = place / INDEX
     try:
-        checksum, text = (place / INDEX).read_text("utf-8").split("\n", 1)
+        checksum, text = read_text(path).split("\n", 1)
+        index = parse_json(text, _Index, str(path))
     except (OSError, ValueError):
         return None
-    if checksum != _checksum(text) or not all((place / f"{key}.npy").is_file() for key in keys):
-        return None
-    stored = json.loads(text)
-    entries = {key: _Entry(*entry) for key, entry in stored["entries"].items()}
-    return _Index(stored["fingerprint"], entries)
+    whole = checksum == _checksum(text) and index.entries.keys() == set(keys)
+    return index if whole and all((place / f"{key}.npy").is_file() for key in keys) else None
 
 
 def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _remove(place: Path) -> None:
+    """Removes a cache, or what lies in its place; where a link leads to stays as it is."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:  # not with rmtree, which waits at a pipe for somebody to write into it
+        with suppress(OSError):
+            place.unlink()

@@ -1,34 +1,47 @@
 """Fetching a data set: download, check, unpack, look at what came out, rename into place.
 
-Everything happens in `<data folder>/.partial/<name>`; the data set's own folder appears at the
-very end, whole, in one rename. A download that was cut off stays there to be continued; after any
-other failure nothing stays.
+Everything happens in `<data folder>/.partial/<name>`, where one process at a time is at work; the
+data set's own folder appears at the very end, whole, in one rename. A download that was cut off
+stays there to be continued; after any other failure nothing stays.
+
+Nothing that comes is believed: not the server's headers, not the sizes and names that an archive
+gives, not what lies in the folder from before.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import queue
+import re
 import shutil
 import stat
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
 
-import pooch
 import requests
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+from urllib3.exceptions import HTTPError
 
+from nuctut.datasets.checking import check
+from nuctut.datasets.simulated.canvas import MARKER
 from nuctut.datasets.spec import Archive, DatasetSpec, is_simulated
+from nuctut.datasets.unpacking import CHUNK, FetchError, unpack
+from nuctut.files import LOCK, locked
 
 PARTIAL = ".partial"
+UNPACKED = "unpacked"
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of data
-CHUNK = 1 << 16
+PATIENCE = 120  # seconds for an answer to begin, and for each CHUNK of it, however it drips
+POLL = 0.2  # seconds between two looks at whether another process has finished
+SLACK = 2  # times the size that is about right: what is larger is another thing
 
-
-class FetchError(RuntimeError):
-    """A data set could not be fetched; the message is one sentence for the user."""
+T = TypeVar("T")
 
 
 class Interrupted(FetchError):
@@ -38,6 +51,8 @@ class Interrupted(FetchError):
 def fetch(spec: DatasetSpec, root: Path, progress: bool = True) -> Path:
     """Downloads a data set into `root / spec.name` and returns that folder.
 
+    Where another process is fetching the same, this one waits, and finds the set there.
+
     Args:
         spec: What to download, and what must come out.
         root: The data folder; made when missing.
@@ -46,35 +61,56 @@ def fetch(spec: DatasetSpec, root: Path, progress: bool = True) -> Path:
     Raises:
         FetchError: When anything goes wrong: no connection, a file of another size or checksum,
             no room, an archive that is damaged or would write elsewhere, missing or damaged
-            files in it, or a folder in the way.
+            files in it, or something in the way.
     """
-    folder = root / spec.name
-    if folder.is_dir() and any(folder.iterdir()):
+    folder, work = root / spec.name, root / PARTIAL / spec.name
+    if _is_filled(folder) and not os.path.lexists(work):
         return _already_there(spec, folder)
-    work = root / PARTIAL / spec.name
+    _refuse_in_the_way(folder, work)
     new_root = not root.exists()
-    keep_downloads = False
+    with _bars(progress) as bars, _alone(work, bars):
+        try:
+            if _is_filled(folder):  # by another process, which perhaps was killed right after
+                with _sentence(str(work)):
+                    _sweep(work, ())
+                return _already_there(spec, folder)
+            _fetch(spec, work, folder, bars)
+            return folder
+        finally:
+            _tidy(work, new_root)
+
+
+def _fetch(spec: DatasetSpec, work: Path, folder: Path, bars: Progress) -> None:
+    """Fetches into `folder` by way of `work`; leaves downloads there only if they are of use."""
+    downloads = [name for one in spec.archives for name in (one.name, f"{one.name}.part")]
+    kept: Sequence[str] = ()
     try:
-        _require_space(spec, root, work)
-        with _sentence(str(root)):
-            work.mkdir(parents=True, exist_ok=True)
-        with _bars(progress) as bars:
-            for archive in spec.archives:
-                _download(spec, archive, work, bars)
-            _install(spec, work, folder, bars)
+        with _sentence(str(work)):
+            _sweep(work, downloads)
+            _require_space(spec, work)
+        for archive in spec.archives:
+            _download(spec, archive, work, bars)
+        _install(spec, work, folder, bars)
     except (Interrupted, KeyboardInterrupt):
-        keep_downloads = True
+        kept = downloads
         raise
     finally:
-        _tidy(work, keep_downloads, new_root)
-    return folder
+        with suppress(OSError):
+            _sweep(work, kept)
+
+
+# --- what is there already -----------------------------------------------------------------------
+
+
+def _is_filled(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _already_there(spec: DatasetSpec, folder: Path) -> Path:
     """The folder, when it holds the whole data set already; an error when it does not."""
     if is_simulated(folder):
         raise FetchError(f"{folder} holds simulated data: move it away and fetch again.")
-    report = spec.check(folder, spec.counts)
+    report = check(spec, folder, spec.counts)
     if not report.ok:
         raise FetchError(
             f"{folder} is there already, but not whole: {_first(report.problems)}; "
@@ -83,70 +119,132 @@ def _already_there(spec: DatasetSpec, folder: Path) -> Path:
     return folder
 
 
-def _require_space(spec: DatasetSpec, root: Path, work: Path) -> None:
+def _refuse_in_the_way(folder: Path, work: Path) -> None:
+    """Refuses a file where a folder is to be, and links: who knows whose files they lead to."""
+    for place in (folder, work.parent, work):
+        link = place.is_symlink() and not _is_filled(folder)
+        if link or (place.exists() and not place.is_dir()):
+            kind = "a link" if link else "no folder"
+            raise FetchError(f"{place} is in the way, it is {kind}: move it away and fetch again.")
+
+
+def _sweep(work: Path, kept: Sequence[str]) -> None:
+    """Removes all from `work` but the lock and files of these names.
+
+    A link goes, and so does a file that has another name elsewhere: neither is to be written to.
+    """
+    for path in work.iterdir():
+        about = path.lstat()
+        if stat.S_ISDIR(about.st_mode):
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            own = stat.S_ISREG(about.st_mode) and about.st_nlink == 1
+            if path.name not in kept or not own:
+                path.unlink()
+
+
+def _tidy(work: Path, new_root: bool) -> None:
+    """Removes the folders that fetching made, where they are empty."""
+    with suppress(OSError):
+        if [path.name for path in work.iterdir()] == [LOCK]:
+            (work / LOCK).unlink()
+        for folder in (work, work.parent, *([work.parent.parent] if new_root else [])):
+            folder.rmdir()
+
+
+@contextmanager
+def _alone(work: Path, bars: Progress) -> Iterator[None]:
+    """Keeps other processes from fetching into `work`; waits for one that is at it already."""
+    with _sentence(str(work.parent.parent)):
+        lock = _lock(work, bars)
+    with lock:
+        yield
+
+
+def _lock(work: Path, bars: Progress) -> ExitStack:
+    said, vanished = False, 0
+    while True:
+        try:
+            with ExitStack() as stack:
+                work.mkdir(parents=True, exist_ok=True)
+                if stack.enter_context(locked(work, wait=False)):
+                    return stack.pop_all()
+        except FileNotFoundError:  # who had the lock removed the folder just now
+            vanished += 1
+            if vanished == 10:
+                raise
+        if not said:
+            text = f"Another process is fetching into {work}: waiting until it has finished."
+            bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            said = True
+        time.sleep(POLL)
+
+
+def _require_space(spec: DatasetSpec, work: Path) -> None:
     """Refuses to start when what is still to come does not fit on the disk."""
-    here = sum(path.stat().st_size for path in work.glob("*") if path.is_file())
+    here = sum(path.stat().st_size for path in work.iterdir())
     needed = sum(archive.bytes for archive in spec.archives) - here + spec.unpacked_bytes
-    existing = next(path for path in (root, *root.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(work).free
     if free < needed:
         raise FetchError(
-            f"The disk of {root} has {_megabytes(free)} free and {spec.name} needs "
+            f"The disk of {work.parent.parent} has {_megabytes(free)} free and {spec.name} needs "
             f"{_megabytes(needed)}: make room, or set NUCTUT_DATA to a folder on another disk."
         )
 
 
+# --- downloading ---------------------------------------------------------------------------------
+
+
 def _download(spec: DatasetSpec, archive: Archive, work: Path, bars: Progress) -> None:
     """Loads the archive into `work` and checks it; one that is there is not loaded again."""
-    task = bars.add_task(archive.name, total=archive.bytes)
+    url, path = spec.base_url + archive.name, work / archive.name
     partial = work / f"{archive.name}.part"
-
-    def download(url: str, output_file: str, _pooch: object) -> None:
-        _receive(url, archive, partial, lambda done: bars.update(task, completed=done))
-        os.replace(partial, output_file)
-
-    pooch.get_logger().setLevel("WARNING")  # the bars say what it would say
-    try:
-        with _sentence(archive.name):
-            pooch.retrieve(
-                spec.base_url + archive.name,
-                known_hash=f"sha256:{archive.sha256}",
-                fname=archive.name,
-                path=work,
-                downloader=download,
-            )
-    except ValueError as error:  # pooch: the checksum is another one
-        raise FetchError(
-            f"{spec.base_url}{archive.name} has not the sha256 {archive.sha256} that is pinned "
-            "for it and was deleted: fetch again, and if that does not help, "
-            "the publisher has changed the file."
-        ) from error
+    task = bars.add_task(archive.name, total=archive.bytes)
+    with _sentence(archive.name):
+        if not (path.exists() and _sha256(path) == archive.sha256):
+            _receive(url, archive, partial, lambda done: bars.update(task, completed=done))
+            if _sha256(partial) != archive.sha256:
+                raise FetchError(
+                    f"{url} has not the sha256 {archive.sha256} that is pinned "
+                    "for it and was deleted: fetch again, and if that does not help, "
+                    "the publisher has changed the file."
+                )
+            os.replace(partial, path)
     bars.update(task, completed=archive.bytes)
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _receive(url: str, archive: Archive, partial: Path, on_bytes: Callable[[int], None]) -> None:
-    """Loads `url` into `partial`, continuing after the bytes that are there."""
+    """Loads `url` into `partial`, continuing after the bytes that are there.
+
+    Raises:
+        Interrupted: When less came than is to come; what is in `partial` is good.
+        FetchError: When something else came.
+    """
     done = partial.stat().st_size if partial.exists() else 0
     if archive.exact and done >= archive.bytes:  # all there (or more, which the checksum tells)
         return
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     size = archive.bytes
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            if response.status_code == 416 and not archive.exact:
+        with _answer(url, done) as response:
+            if response.status_code == 416 and done and not archive.exact:
                 return  # "range not satisfiable": all there, which the checksum tells
-            done = _start(response, archive, done)
-            if not archive.exact:
-                size = done + int(response.headers.get("Content-Length", 0))
+            done, size = _start(response, archive, done)
+            pieces = response.iter_content(CHUNK)
             with partial.open("ab" if done else "wb") as file:
-                for chunk in response.iter_content(CHUNK):
-                    file.write(chunk)
+                while chunk := _within(next, pieces, b""):
+                    _refuse_beginning(url, archive, b"" if done else chunk)
                     done += len(chunk)
+                    _refuse_size(url, archive, done > (size or SLACK * archive.bytes))
+                    file.write(chunk)
                     on_bytes(done)
-                    _refuse_size(url, archive, archive.exact and done > size)
-    except requests.RequestException as error:
+    except (requests.RequestException, HTTPError, ValueError, TimeoutError) as error:
         raise Interrupted(
-            f"The connection failed after {done:,} of {size:,} bytes of {url} "
+            f"The connection failed after {done:,} of {size or archive.bytes:,} bytes of {url} "
             f"({type(error).__name__}): fetch again to continue."
         ) from error
     if done < size:
@@ -156,106 +254,149 @@ def _receive(url: str, archive: Archive, partial: Path, on_bytes: Callable[[int]
         )
 
 
-def _start(response: requests.Response, archive: Archive, done: int) -> int:
-    """How many of the bytes on disk the response continues; 0 means that it starts over."""
+@contextmanager
+def _answer(url: str, done: int) -> Iterator[requests.Response]:
+    """What the server says when asked for a file from the byte `done` on."""
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    response = _within(requests.get, url, headers=headers, stream=True, timeout=TIMEOUT)
+    try:
+        yield response
+    finally:
+        with suppress(Exception):  # wakes a thread still at it, for which close() would wait
+            response.raw.shutdown()
+        response.close()
+
+
+def _within(function: Callable[..., T], *args: Any, **options: Any) -> T:
+    """What the function returns, or a TimeoutError after `PATIENCE` seconds.
+
+    The time limits of a socket begin anew with each byte, so a server that sends one now and then
+    would hold us for ever. The function runs in a thread, which is left behind when it is late.
+    """
+    answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answer.put((function(*args, **options), None))
+        except BaseException as error:
+            answer.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        value, error = answer.get(timeout=PATIENCE)
+    except queue.Empty:
+        raise TimeoutError(f"nothing came within {PATIENCE} seconds") from None
+    if error is not None:
+        raise error
+    return value
+
+
+def _start(response: requests.Response, archive: Archive, done: int) -> tuple[int, int]:
+    """How many of the bytes on disk the answer continues, and how many there will be.
+
+    The first is 0 where it starts over; the second is 0 where nobody says.
+
+    Raises:
+        Interrupted: For an answer that is not the file.
+        FetchError: For one that is another file, or another part of it.
+    """
     # 416 "range not satisfiable": the file ends before the place to continue at
     _refuse_size(response.url, archive, response.status_code == 416)
+    _refuse_other_answers(response)
+    length = response.headers.get("Content-Length", "")
+    whole = int(length) if re.fullmatch(r"\d{1,18}", length) else 0
+    begin = 0
+    if response.status_code == 206:
+        begin, whole = done, _whole_of_part(response, done, whole)
+    if archive.exact:
+        _refuse_size(response.url, archive, whole not in (0, archive.bytes))
+        whole = archive.bytes
+    _refuse_size(response.url, archive, whole > SLACK * archive.bytes)
+    return begin, whole
+
+
+def _whole_of_part(response: requests.Response, done: int, length: int) -> int:
+    """The size of a file of which a part comes, or 0; it must be the part that was asked for."""
+    said = response.headers.get("Content-Range", "").strip()[:80]
+    part = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", said)
+    if not part or int(part[1]) != done:
+        raise FetchError(
+            f"{response.url} came from another byte on than was asked for, {done:,} "
+            f"(it is said to be {said!r}): fetch again from the beginning."
+        )
+    return int(part[2]) if part[2] != "*" else length and done + length
+
+
+def _refuse_other_answers(response: requests.Response) -> None:
+    """Refuses what is no part of any file: an error, a web page, bytes packed once more."""
     if response.status_code not in (200, 206):
         raise Interrupted(
             f"The server answered {response.status_code} {response.reason} for {response.url}: "
             "try again later, and if that does not help, the publisher has moved the file."
         )
-    continues = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
-    return done if response.status_code == 206 and continues else 0
+    if "html" in response.headers.get("Content-Type", "").lower():
+        raise Interrupted(
+            f"A web page came instead of {response.url}, perhaps to log in to the network: "
+            "open the address in a browser, and fetch again."
+        )
+    if (packing := response.headers.get("Content-Encoding", "identity")) != "identity":
+        raise Interrupted(
+            f"{response.url} came packed as {packing[:40]}, which was not asked for: try again "
+            "later or from another network."
+        )
+
+
+def _refuse_beginning(url: str, archive: Archive, first: bytes) -> None:
+    if archive.name.endswith(".zip") and first[:2] != b"PK"[: len(first)]:
+        raise FetchError(f"{url} is not a zip file: fetch again, perhaps from another network.")
 
 
 def _refuse_size(url: str, archive: Archive, wrong: bool) -> None:
     if wrong:
+        about = "" if archive.exact else "about "
         raise FetchError(
-            f"{url} is not of the size pinned for it, {archive.bytes:,} bytes: "
+            f"{url} is not of the size pinned for it, {about}{archive.bytes:,} bytes: "
             "the publisher has changed the file."
         )
 
 
+# --- installing ----------------------------------------------------------------------------------
+
+
 def _install(spec: DatasetSpec, work: Path, folder: Path, bars: Progress) -> None:
     """Unpacks below `work`, checks what came out, and renames it to `folder`."""
-    staging = work / "unpacked"
-    shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed
+    staging = work / UNPACKED
     task = bars.add_task("unpacking", total=spec.unpacked_bytes)
+    room = SLACK * spec.unpacked_bytes
     for archive in spec.archives:
         with _sentence(archive.name):
+            staging.mkdir(exist_ok=True)
             if archive.name.endswith(".zip"):
                 path, inside = work / archive.name, archive.folder
-                unpack(path, staging, lambda size: bars.advance(task, size), inside)
+                room -= unpack(path, staging, room, inside, lambda size: bars.advance(task, size))
             else:
-                staging.mkdir(exist_ok=True)
                 shutil.copyfile(work / archive.name, staging / archive.name)
     bars.update(task, completed=spec.unpacked_bytes)
-    report = spec.check(staging, spec.counts)
-    if not report.ok:
-        problem = _first(report.problems).replace(str(staging), spec.name)
-        raise FetchError(f"The archives of {spec.name} do not hold what they should: {problem}.")
+    _refuse_content(spec, staging)
     with _sentence(str(folder)):
         if folder.exists():  # empty, or we would not be here
             folder.rmdir()
         os.replace(staging, folder)
 
 
-def unpack(
-    path: Path,
-    folder: Path,
-    on_bytes: Callable[[int], None] = lambda size: None,
-    inside: str = "",
-) -> None:
-    """Unpacks a zip file into `folder`, leaving out what macOS adds to archives.
-
-    With `inside`, its members end up in that folder below `folder`, whether their names begin with
-    it or not.
-
-    Nothing is written when any member has an absolute name, leads out of the folder by `..`,
-    or is a link or another special file.
-
-    Raises:
-        FetchError: For such a member or a damaged archive, naming it.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not _is_junk(member)]
-            for member in members:
-                _refuse_unsafe(path, member)
-            if any(PurePosixPath(member.filename).parts[0] != inside for member in members):
-                folder = folder / inside
-            for member in members:
-                if not member.is_dir():
-                    _extract(archive, member, folder / member.filename)
-                    on_bytes(member.file_size)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError) as error:
-        raise FetchError(f"{path.name} is not a zip file that can be read: {error}.") from error
+def _refuse_content(spec: DatasetSpec, staging: Path) -> None:
+    if is_simulated(staging):
+        raise FetchError(
+            f"The archives of {spec.name} hold a file {MARKER}, as simulated data do: "
+            "they are not the real ones."
+        )
+    report = check(spec, staging, spec.counts)
+    if not report.ok:
+        problem = _first(report.problems).replace(str(staging), spec.name)
+        raise FetchError(f"The archives of {spec.name} do not hold what they should: {problem}.")
 
 
-def _is_junk(member: zipfile.ZipInfo) -> bool:
-    parts = PurePosixPath(member.filename).parts
-    return parts[:1] == ("__MACOSX",) or parts[-1:] == (".DS_Store",)
-
-
-def _refuse_unsafe(path: Path, member: zipfile.ZipInfo) -> None:
-    name = member.filename
-    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the packer stored no Unix mode
-    if name.startswith("/") or "\\" in name or PureWindowsPath(name).drive:
-        fault = "has an absolute or Windows name"
-    elif ".." in PurePosixPath(name).parts:
-        fault = "leads out of its folder"
-    elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        fault = "is a link or another special file"
-    else:
-        return
-    raise FetchError(f"{path.name}: the member {name!r} {fault}, so nothing of it was unpacked.")
-
-
-def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(member) as packed, target.open("xb") as file:
-        shutil.copyfileobj(packed, file)
+# --- words ---------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -274,15 +415,6 @@ def _sentence(name: str) -> Iterator[None]:
         else:
             message = f"{name} could not be written: {error}."
         raise FetchError(message) from error
-
-
-def _tidy(work: Path, keep_downloads: bool, new_root: bool) -> None:
-    """Removes what fetching made, but for a download to be continued."""
-    shutil.rmtree(work / "unpacked" if keep_downloads else work, ignore_errors=True)
-    root = work.parent.parent
-    for folder in (work, work.parent, *([root] if new_root else [])):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def _bars(progress: bool) -> Progress:

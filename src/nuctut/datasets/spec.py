@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,10 +100,13 @@ class DatasetSpec:
         archives: The files to download.
         unpacked_bytes: What the archives take on disk once unpacked.
         counts: Images and nuclei of the real data set, by split.
-        split_keys: (folder, split) → the keys of a split, in an order that does not change.
-        files: (folder, key) → the files a sample is read from, for the fingerprint.
+        parts: Folders and files at the top of the data set's folder without which it is none.
+        split_keys: (folder, split) → the keys of a split, in an order that does not change: plain
+            names, none twice. Raises ValueError or FileNotFoundError naming the file.
+        files: (folder, key) → names of the files that a sample is read from, below the folder, with
+            "/" between their parts.
         read: (folder, key) → the sample. Raises ValueError or FileNotFoundError naming the file.
-        check: (folder, counts) → a report; counts of None expects no particular number.
+        strays: (folder) → a sentence for each file that no key leads to and that should not be.
         simulate: (folder, *, images, shape, seed) → the folder, now holding simulated data.
         small: What `simulate` makes unless told otherwise.
         pixel_size: Side of a pixel in µm; None where the images differ or it is not known.
@@ -119,10 +123,11 @@ class DatasetSpec:
     archives: tuple[Archive, ...]
     unpacked_bytes: int
     counts: Mapping[str, SplitCount]
+    parts: tuple[str, ...]
     split_keys: Callable[[Path, str], list[str]]
-    files: Callable[[Path, str], list[Path]]
+    files: Callable[[Path, str], list[str]]
     read: Callable[[Path, str], Sample]
-    check: Callable[[Path, Mapping[str, SplitCount] | None], CheckReport]
+    strays: Callable[[Path], Iterable[str]]
     simulate: Callable[..., Path]
     small: SmallSet
     pixel_size: float | None = None
@@ -135,5 +140,8 @@ class DatasetSpec:
 
 
 def is_simulated(folder: Path) -> bool:
-    """Whether `folder` carries the marker that `simulate` leaves in what it writes."""
-    return (folder / MARKER).is_file()
+    """Whether `folder` carries the marker that `simulate` leaves in what it writes.
+
+    Anything of that name is one: nothing passes as real by making a folder of it.
+    """
+    return os.path.lexists(folder / MARKER)

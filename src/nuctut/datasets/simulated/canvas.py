@@ -48,6 +48,32 @@ def appearing_whole(folder: Path) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def new_set(
+    folder: Path,
+    layout: str,
+    version: int,
+    *,
+    images: Mapping[str, int],
+    shape: tuple[int, int],
+    seed: int,
+) -> Iterator[Path]:
+    """A temporary folder to write a simulated set into; it becomes `folder` at the end, marked.
+
+    Raises:
+        ValueError: As `validate` does, before anything is made.
+        FileExistsError: When `folder` exists, before or after.
+    """
+    validate(images, shape, seed)
+    with appearing_whole(folder) as made:
+        yield made
+        text = (
+            f"These images are simulated. They have the layout of {layout} and none of its pixels."
+            f"\nnuctut simulates {layout}, version {version}, shape {shape}, seed {seed}\n"
+        )
+        (made / MARKER).write_bytes(text.encode())
+
+
 def validate(images: Mapping[str, int], shape: tuple[int, int], seed: int) -> None:
     """Refuses a split, number of images, shape or seed that cannot be."""
     if set(images) != set(SPLITS) or min(images.values()) < 1:
@@ -105,8 +131,7 @@ class Canvas:
         self.texture = np.maximum(1 + 0.08 * grain + 0.08 * clouds, 0.3)
 
     def _noise(self, sigma: float) -> np.ndarray:
-        noise = self.rng.standard_normal(self.shape, np.float32)
-        noise = ndimage.gaussian_filter(noise, sigma, mode="wrap")
+        noise = smooth_noise(self.shape, sigma, self.rng)
         return noise / noise.std()
 
     def is_taken(self, y: float, x: float) -> bool:
@@ -154,6 +179,12 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
     if count < 2:
         return mask
     return parts == 1 + np.bincount(parts.ravel())[1:].argmax()
+
+
+def smooth_noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """(H, W) float32 noise around 0 without details finer than sigma pixels; of any scale."""
+    noise = rng.standard_normal(shape, np.float32)
+    return ndimage.gaussian_filter(noise, sigma, mode="wrap")
 
 
 def _nucleoli(blob: Blob, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:

@@ -1,0 +1,77 @@
+"""Images as they are in their files, which may be damaged: one error then, naming the file."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import tifffile
+
+from nuctut.files import read_bytes
+
+LARGEST = 2**27  # numbers in an image; what a file declares beyond that is not decoded
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def read_png(path: Path) -> np.ndarray:
+    """The pixels of a PNG file: (H, W) or (H, W, channels), uint8 or uint16.
+
+    Raises:
+        FileNotFoundError: When the file is missing.
+        ValueError: When it is no PNG, damaged, cut off, or too large; the message names it.
+    """
+    content = _content(path)
+    try:
+        _refuse_size(_png_shape(content))
+        return imagecodecs.png_decode(content)
+    except Exception as error:  # decoders raise whatever they meet in a damaged file
+        raise _damaged(path, error) from error
+
+
+def read_tiff(path: Path) -> np.ndarray:
+    """The pixels of a TIFF file, of whatever shape and type it declares.
+
+    Raises:
+        FileNotFoundError: When the file is missing.
+        ValueError: When it is no TIFF, damaged, cut off, or too large; the message names it.
+    """
+    content = _content(path)
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            series = file.series[0]
+            _refuse_size(series.shape)
+            return series.asarray()
+    except Exception as error:  # as above
+        raise _damaged(path, error) from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path} is missing.") from None
+
+
+def _png_shape(content: bytes) -> tuple[int, int, int]:
+    """Height, width and the most channels there can be, from the header."""
+    if not content.startswith(PNG) or content[12:16] != b"IHDR" or len(content) < 24:
+        raise ValueError("it does not begin as a PNG file does")
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    return height, width, 4
+
+
+def _refuse_size(shape: Sequence[int]) -> None:
+    if not 0 < math.prod(shape) <= LARGEST:
+        size = " × ".join(f"{side:,}" for side in shape)
+        raise ValueError(f"it declares {size} values, and images here have 1 to {LARGEST:,}")
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()).removesuffix(".")
+    return ValueError(
+        f"{path} cannot be read, it is damaged or cut off ({reason}): fetch the data again."
+    )
