@@ -2,14 +2,19 @@
 
 import os
 import re
+import signal
+import subprocess
 import sys
 
 import made_records
+import psutil
 import pytest
 from chapter_maker import write_chapter, write_project
+from processes import NUCTUT, PATIENCE, is_alive, wait_for
 
 from nuctut import cli, datasets, records
-from nuctut.running import book, cluster, notebooks, sweeps
+from nuctut.own_images import predict
+from nuctut.running import book, cluster, notebooks, runs, sweeps
 
 
 @pytest.fixture
@@ -179,3 +184,70 @@ def test_an_unexpected_error_keeps_its_traceback(nuctut, monkeypatch):
     monkeypatch.setattr(book, "build_book", broken)
     with pytest.raises(KeyError):
         nuctut("book")
+
+
+# --- being stopped -------------------------------------------------------------------------------
+
+STOPPED = "Stopped. The same command goes on from here.\n"
+SLEEP = """\
+import pathlib, time
+pathlib.Path("started").touch()
+time.sleep(600)"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals there")
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        (["run", "01"], signal.SIGINT),
+        (["run", "01"], signal.SIGTERM),
+        (["book"], signal.SIGTERM),
+        (["sweep", "01", "-g", "seed=1,2", "--workers", "1"], signal.SIGINT),
+    ],
+    ids=["run-int", "run-term", "book-term", "sweep-int"],
+)
+def test_whoever_stops_a_command_gets_one_line(project, monkeypatch, words, number):
+    """Ctrl-C reaches all processes of a terminal, SIGTERM the command alone."""
+    monkeypatch.setenv("NUCTUT_DATA", str(project / "data"))
+    write_chapter(project / "book" / "01_tiny.ipynb", SLEEP)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = subprocess.Popen([*NUCTUT, *words], **pipes, start_new_session=True)
+    try:
+        wait_for((project / "book" / "started").exists, "the chapter")
+        family = psutil.Process(command.pid).children(recursive=True)
+        send = os.killpg if number == signal.SIGINT else os.kill
+        send(command.pid, number)
+        _, err = command.communicate(timeout=PATIENCE)
+    finally:
+        command.kill()
+    assert command.returncode == 128 + number
+    told = [line for line in err.replace("\r", "\n").splitlines() if "Executing: " not in line]
+    assert [line for line in told if line] == [STOPPED.strip()]
+    wait_for(lambda: not any(map(is_alive, family)), "all of its processes end")
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "name"),
+    [
+        (["data", "fetch", "bbbc039"], datasets, "fetch"),
+        (["predict", "a.tif", "--run", "x", "-o", "out"], predict, "load"),
+        (["export", "--run", "x", "-o", "net.onnx"], runs, "find_fit"),
+        (["runs", "clean"], runs, "inventory"),
+    ],
+    ids=["fetch", "predict", "export", "clean"],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_every_command_is_stopped_in_the_same_words(
+    nuctut, monkeypatch, words, place, name, number
+):
+    def stopped(*_, **__):
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        finally:
+            raise RuntimeError("and then its tidying up fails")
+
+    monkeypatch.setattr(place, name, stopped)
+    before = signal.getsignal(number)
+    assert nuctut(*words) == (128 + number, "", STOPPED)
+    assert signal.getsignal(number) == before

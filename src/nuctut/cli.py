@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import click
@@ -40,15 +42,54 @@ Parameters = Annotated[
 ]
 
 
+class Stop:
+    """What Ctrl-C and SIGTERM do: the first one ends the command in order, the second at once.
+
+    Attributes:
+        number: Of the signal; 0 where none came.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            os._exit(128 + number)
+        self.number = number
+        raise SystemExit(128 + number)  # not KeyboardInterrupt: typer has its own word for that
+
+
 def main() -> None:
-    """Entry point: what goes wrong in an expected way is one message, and exit status 1."""
+    """Entry point: what goes wrong in an expected way is one message, and exit status 1.
+
+    Ctrl-C and SIGTERM are one message too, whatever they broke off, and exit status 130 or 143.
+    """
     if runs := os.environ.get("NUCTUT_RUNS"):  # chapters run in a folder of their own
         os.environ["NUCTUT_RUNS"] = str(Path(runs).expanduser().resolve())
+    stop = Stop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup asks
+            signal.signal(number, stop)
     try:
         app()
-    except (ValueError, RuntimeError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False, highlight=False)
+    except BaseException as error:
+        _end(error, stop.number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(error: BaseException, stopped: int) -> None:
+    """End the command in words, where the error is one that is expected."""
+    console = Console(stderr=True, soft_wrap=True)
+    if stopped:
+        console.print("Stopped. The same command goes on from here.")
+        sys.exit(128 + stopped)
+    if isinstance(error, ValueError | RuntimeError | OSError):
+        console.print(f"Error: {error}", markup=False, highlight=False)
         sys.exit(1)
+    raise error
 
 
 # --- data ----------------------------------------------------------------------------------------

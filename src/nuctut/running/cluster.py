@@ -244,12 +244,8 @@ def carry_out(
         threads = threads or max(1, machine.cores() // workers)
         connection = local_client(workers, devices)
     _say(console, sweeps.describe(sweep, 0 if scheduler else workers))
-    try:
-        with connection as client:
-            ended = run_sweep(sweep, client, threads=threads, limit=limit, console=console)
-    except KeyboardInterrupt:
-        _say(console, ["Stopped. The same command goes on from here."])
-        raise
+    with connection as client:
+        ended = run_sweep(sweep, client, threads=threads, limit=limit, console=console)
     _say(console, sweeps.describe_failures(ended))
     done = sum(outcome.state == "done" for outcome in ended.values())
     table = sweep.folder / f"{sweeps.TABLE}.csv"

@@ -21,7 +21,6 @@ import shutil
 import signal
 import statistics
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,13 +32,12 @@ from typing import Any
 import nbformat
 import numpy as np
 import pandas as pd
-import psutil
 import yaml
 
 from nuctut import datasets, machine, records, scoreboard
 from nuctut.files import locked, replacing
 from nuctut.paths import results_root, runs_root
-from nuctut.running import notebooks
+from nuctut.running import children, notebooks
 from nuctut.running.notebooks import Value
 
 OUTCOME, NOTEBOOK, TABLE = "run.json", "notebook.ipynb", "sweep"
@@ -320,16 +318,9 @@ def main() -> None:
     asked = json.loads(sys.stdin.readline())
     since = asked.pop("since")
     run = Run(**asked | {"notebook": Path(asked["notebook"]), "folder": Path(asked["folder"])})
-    threading.Thread(target=_end_with_whoever_asked, daemon=True).start()
+    children.end_with_parent()
     signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(EXIT[perform(run, since).state])
-
-
-def _end_with_whoever_asked() -> None:
-    sys.stdin.read()
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
-    os._exit(1)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
