@@ -119,6 +119,8 @@ def test_run_list_shows_the_parameters_and_runs_nothing(nuctut, project):
         (["run", "01", "-p", "seed"], "NAME=VALUE, not 'seed'"),
         (["run", "01", "-p", "seed=1", "-p", "seed=2"], "'seed' is given twice"),
         (["sweep", "01", "-g", "seed=1,x"], "parameter seed: expected int, not 'x'"),
+        (["sweep", "01", "-g", "seed=1", "--scheduler", "ucx://x:1"], "not 'ucx://x:1'"),
+        (["sweep", "01", "-g", "seed=1", "--tls-ca", "x"], "--tls-ca: no file x"),
         (["book", "--preset", "huge"], "no preset 'huge', but smoke, lite, paper"),
     ],
 )
@@ -138,7 +140,9 @@ def test_sweep_takes_its_grid_from_options_and_from_a_file(nuctut, project, monk
     assert nuctut("sweep", "01", "--grid", grid, *words)[0] == 1, "some runs failed"
     plan, how = asked
     assert plan == ("01", {"rate": [0.1, 0.2], "seed": ["1", "2"]}, {"preset": "smoke"}, None)
+    certificates = how.pop("certificates")
     assert how == {"scheduler": "", "workers": 3, "threads": None, "limit": 7200.0}
+    assert certificates is None
     monkeypatch.setattr(cluster, "carry_out", lambda *_, **how: True)
     assert nuctut("sweep", "run", "01", "-g", "seed=1")[0] == 0, "the long way to say it"
 

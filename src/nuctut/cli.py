@@ -306,6 +306,11 @@ def sweep_run(
     scheduler: Annotated[
         str, typer.Option(metavar="ADDRESS", help="A running dask scheduler, tcp://host:8786.")
     ] = "",
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="Of a scheduler tls://…: who signed its certificate.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="The certificate we show it.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="And its key.")] = None,
     time_limit: Annotated[str, typer.Option(help='Of a run, such as "90s", "30m" or "2h".')] = "1d",
     folder: Annotated[
         Path | None, typer.Option(help="Where to; by default below runs/sweeps/.")
@@ -319,6 +324,7 @@ def sweep_run(
     sweep = sweeps.plan(chapter, values, _pairs(parameter), folder)
     limit = cluster.seconds_of(time_limit)
     how = {"scheduler": scheduler, "workers": workers, "threads": threads, "limit": limit}
+    how["certificates"] = cluster.Certificates.given(ca=tls_ca, cert=tls_cert, key=tls_key)
     if not cluster.carry_out(sweep, **how):
         raise typer.Exit(1)
 

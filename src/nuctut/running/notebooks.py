@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,23 +226,34 @@ def check_values(notebook: Path, values: Mapping[str, object]) -> dict[str, Valu
         ValueError: For a parameter the chapter does not have, a value that is not of its type or
             out of its range, or an unknown choice; the message names what exists.
     """
+    several = check_several(notebook, {name: [value] for name, value in values.items()})
+    return {name: value for name, (value,) in several.items()}
+
+
+def check_several(notebook: Path, values: Mapping[str, Sequence[object]]) -> dict[str, list[Value]]:
+    """As `check_values`, of several values for each parameter."""
     parameters = read_parameters(notebook)
     checked = {}
-    for name, value in values.items():
+    for name, several in values.items():
         if name not in parameters:
             known = ", ".join(map(str, parameters.values())) or "none"
             raise ValueError(f"{notebook.stem} has no parameter {name!r}. It has: {known}.")
         try:
-            checked[name] = _as_type(parameters[name].type, value)
-            _check_range(parameters[name], checked[name])
+            checked[name] = [_checked(parameters[name], value) for value in several]
         except ValueError as error:
             raise ValueError(f"{notebook.stem}, parameter {name}: {error}") from None
-        if name == "preset" and checked[name] not in PRESETS:
-            raise ValueError(f"There is no preset {value!r}, but {', '.join(PRESETS)}.")
     return checked
 
 
+def _checked(parameter: Parameter, value: object) -> Value:
+    value = _as_type(parameter.type, value)
+    _check_range(parameter, value)
+    return value
+
+
 def _check_range(parameter: Parameter, value: Value) -> None:
+    if parameter.name == "preset" and value not in PRESETS:
+        raise ValueError(f"There is no preset {value!r}, but {', '.join(PRESETS)}.")
     if parameter.type in (int, float):
         least = 0 if parameter.name in AT_LEAST_0 else -LARGEST
         if not least <= value <= LARGEST:
