@@ -1,6 +1,18 @@
 """Records with counts chosen by hand, for the tests of records and scoreboard."""
 
+from dataclasses import replace
+
 from nuctut.records import THRESHOLD_KEYS, Record
+
+COMMIT = 40 * "1"
+FIT = {
+    "git_commit": 40 * "2",
+    "code": 16 * "a",
+    "weights_sha256": 64 * "b",
+    "started": "2026-01-01T00:00:00+00:00",
+    "ended": "2026-01-01T01:00:00+00:00",
+    "accepted_old_code": False,
+}
 
 DATA = {
     "name": "bbbc039",
@@ -19,7 +31,7 @@ def row(key, tp, fp=0, fn=0, *, separations=True):
         "key": key,
         "n_true": tp + fn,
         "object": {"n_true": tp + fn, "n_pred": tp + fp, "matched": tp},
-        "match": {t: {"tp": tp, "fp": fp, "fn": fn, "iou_sum": 0.9 * tp} for t in THRESHOLD_KEYS},
+        "match": {t: {"tp": tp, "fp": fp, "fn": fn, "iou_sum": float(tp)} for t in THRESHOLD_KEYS},
         "nuclei": pixels,
         "separations": dict(pixels) if separations else None,
         "aggregated_jaccard": tp / (tp + fp + fn) if tp + fp + fn else None,
@@ -32,9 +44,19 @@ def rows(*counts):
     return [row(str(index), *count) for index, count in enumerate(counts)]
 
 
-def record(images, *, variant="dl-ground-truth", preset="lite", seed=0, budget=None, **data):
-    """A whole record of these images; keywords change its data block."""
-    return Record.of_run(
+def record(
+    images,
+    *,
+    variant="dl-ground-truth",
+    preset="lite",
+    seed=0,
+    budget=None,
+    fit=None,
+    git_commit=COMMIT,
+    **data,
+):
+    """A whole record of these images; further keywords change its data block."""
+    made = Record.of_run(
         chapter="01_labels_for_free",
         variant=variant,
         preset=preset,
@@ -44,4 +66,6 @@ def record(images, *, variant="dl-ground-truth", preset="lite", seed=0, budget=N
         budget={"updates": 8, "images_seen": 64, "seconds": 2.5, "precision": "fp32"}
         | (budget or {}),
         parameters={"learning_rate": 1e-3},
+        fit=fit,
     )
+    return replace(made, git_commit=git_commit)

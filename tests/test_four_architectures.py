@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from nuctut import detection, experiments, records, targets, training
+from nuctut.experiments import Trained
 from nuctut.experiments import four_architectures as chapter
-from nuctut.experiments.four_architectures import CODE_OF_A_FIT, NETWORKS, Settings, Trained
+from nuctut.experiments.four_architectures import CODE, NETWORKS, Settings
 from nuctut.losses import IoULoss
 from nuctut.models.cnn import SimpleCNN
 from nuctut.models.mask_rcnn import MaskRCNN
@@ -95,7 +96,8 @@ def runs(tmp_path, monkeypatch) -> Path:
 def train(sets, runs, variant="simple-cnn", seed=0, **changes) -> Trained:
     settings = dataclasses.replace(SETTINGS, **{"options": OPTIONS[variant]} | changes)
     options = {"seed": seed, "device": "cpu", "runs": runs, "progress": False}
-    return chapter.train(variant, sets["training"], sets["validation"], settings, **options)
+    pair = (sets["training"], sets["validation"])
+    return experiments.train(chapter, variant, pair, settings, **options)
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +140,10 @@ def test_a_network_that_began_with_published_weights_is_loaded_without_them(
     assert begun.pretrained
     monkeypatch.setattr("nuctut.models.pretrained.published_weights", None)
     settings = dataclasses.replace(SETTINGS, options={})
-    again = chapter.restored(variant, settings, pretrained=True)
+    again = chapter.network(variant, settings, had=True)
     again.load_state_dict(begun.state_dict())
     assert again.pretrained and "COCO weights" in chapter.describe(again)
-    scratch = chapter.restored(variant, settings, pretrained=False)
+    scratch = chapter.network(variant, settings, had=False)
     assert not scratch.pretrained and "from scratch" in chapter.describe(scratch)
 
 
@@ -149,10 +151,10 @@ def test_a_network_that_began_with_published_weights_is_loaded_without_them(
 
 
 def test_the_networks_are_the_papers_in_its_order():
-    assert list(NETWORKS) == ["simple-cnn", "resnet", "u-net", "mask-rcnn"] == list(CODE_OF_A_FIT)
+    assert list(NETWORKS) == ["simple-cnn", "resnet", "u-net", "mask-rcnn"] == list(CODE)
     package = Path(training.__file__).parent
     for variant, network in NETWORKS.items():
-        modules = CODE_OF_A_FIT[variant]
+        modules = CODE[variant]
         assert all((package / f"{name}.py").is_file() for name in modules)
         assert network.__module__.removeprefix("nuctut.").replace(".", "/") in modules
         assert {"targets", "training"} <= set(modules)
@@ -203,7 +205,7 @@ def test_a_network_is_trained_and_gives_labels(trained, sets, variant):
 def test_a_trained_network_is_not_trained_again(trained, sets, monkeypatch, variant):
     first = trained(variant)
     monkeypatch.setattr(training, "fit", None)  # whoever fits again, fails
-    monkeypatch.setattr(chapter, "_items", None)  # and so does who prepares it
+    monkeypatch.setattr(chapter, "items", None)  # and so does who prepares it
     torch.rand(3)
     again = train(sets, first.fit.best.parents[1], variant)
     assert again.fit.best == first.fit.best
@@ -277,7 +279,8 @@ def test_what_mask_rcnn_is_fed(sets, runs, fitted):
 
 def test_unknown_networks_are_refused(sets, runs):
     with pytest.raises(ValueError, match=r"simple-cnn, resnet, u-net, mask-rcnn, not 'unet'"):
-        chapter.train("unet", sets["training"], sets["validation"], SETTINGS, runs=runs)
+        pair = (sets["training"], sets["validation"])
+        experiments.train(chapter, "unet", pair, SETTINGS, runs=runs)
     assert not runs.exists()
 
 
@@ -360,7 +363,7 @@ def test_mask_rcnns_threshold_is_a_score(trained, sets, monkeypatch):
 
 
 def test_a_network_is_measured(oracle, sets):
-    measured = chapter.measure_network(oracle, sets["test"], progress=False)
+    measured = experiments.measure_network(oracle, sets["test"], progress=False)
     assert measured.variant == "simple-cnn" and measured.test_set is sets["test"]
     assert [row["key"] for row in measured.rows] == list(sets["test"].keys)
     assert [row["tags"]["modality"] for row in measured.rows] == ["stained", "fluorescence"]
@@ -377,14 +380,14 @@ def test_a_network_is_measured(oracle, sets):
     mean = np.mean([row["seconds"] for row in measured.rows])
     assert measured.seconds["seconds_per_image"] == pytest.approx(mean, abs=1e-5)
     name = "simple-cnn-on-training"
-    named = chapter.measure_network(oracle, sets["test"], variant=name, progress=False)
+    named = experiments.measure_network(oracle, sets["test"], variant=name, progress=False)
     assert named.variant == name
 
 
 @pytest.mark.parametrize("variant", ["u-net", "mask-rcnn"])
 def test_a_network_is_recorded_with_its_name_and_tags(trained, sets, runs, variant):
     made = trained(variant)
-    measured = chapter.measure_network(made, sets["test"], progress=False)
+    measured = experiments.measure_network(made, sets["test"], progress=False)
     options = {"preset": "smoke", "seed": 0, "trained": made, "train_set": sets["training"]}
     experiments.record("02_four_architectures", measured, **options)
     path = runs / "results" / "02_four_architectures" / f"{variant}--smoke--s0.json"

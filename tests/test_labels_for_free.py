@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nuctut import classical, experiments, postprocess, records, targets, training
+from nuctut import classical, experiments, fits, postprocess, records, targets, training
 from nuctut.experiments import labels_for_free
 from nuctut.experiments.labels_for_free import Settings
 from nuctut.machine import device_name
@@ -75,15 +75,15 @@ def runs(tmp_path, monkeypatch) -> Path:
     return tmp_path / "runs"
 
 
-def train(sets, runs, variant="dl-ground-truth", classes_of=truth, settings=SETTINGS, **options):
-    return labels_for_free.train(
-        variant,
-        classes_of,
-        sets["training"],
-        sets["validation"],
-        settings,
-        **{"device": "cpu", "runs": runs, "progress": False} | options,
-    )
+def train(sets, runs, variant="dl-ground-truth", teach=truth, settings=SETTINGS, **options):
+    pair = (sets["training"], sets["validation"])
+    how = {"device": "cpu", "runs": runs, "progress": False} | options
+    return experiments.train(labels_for_free, variant, pair, settings, teach=teach, **how)
+
+
+def items_of(samples: SampleSet, settings: Settings, seed: int):
+    how = {"seed": seed, "progress": False}
+    return labels_for_free.items("dl-ground-truth", samples, settings, truth, **how)
 
 
 def folders(runs: Path) -> set[str]:
@@ -98,11 +98,11 @@ def test_a_trained_network_is_not_trained_again(sets, runs, monkeypatch):
     assert first.fit.updates == 4 and first.fit.images_seen == 8
     (folder,) = folders(runs)
     assert folder.startswith("dl-ground-truth--s0--")
-    assert first.fit.best == runs / folder / "best.ckpt"
+    assert first.fit.best == runs / folder / "best.safetensors"
 
     monkeypatch.setattr(training, "fit", None)  # whoever fits again, fails
     labelled = []
-    again = train(sets, runs, classes_of=labelled.append)
+    again = train(sets, runs, teach=labelled.append)
     assert folders(runs) == {folder} and labelled == []
     for name, weight in first.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], weight)
@@ -118,26 +118,29 @@ def test_a_network_is_loaded_from_its_folder_alone(sets, runs):
     assert loaded.parameters == made.parameters and loaded.fit.updates == made.fit.updates
     image = sets["test"][0].image
     np.testing.assert_array_equal(loaded.labels(image), made.labels(image))
-    about = experiments.describe_fit(folder)
+    about = fits.read_description(folder)
     assert (about.experiment, about.variant, about.seed) == ("labels_for_free", loaded.variant, 3)
     assert about.data == {"name": "bbbc039", "source": "simulated", "images": 2} | {
         "fingerprint": sets["training"].fingerprint
     }
-    assert about.code == labels_for_free.current_code(about.variant) and not about.pretrained
+    assert (
+        about.code == experiments.current_code(labels_for_free, about.variant)
+        and not about.pretrained
+    )
 
 
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
         (lambda f: (f / "network.json").unlink(), "holds no fit of a chapter"),
-        (lambda f: (f / "network.json").write_text("{}"), "network.json: not the description"),
-        (lambda f: (f / "network.json").write_text("["), "network.json: not the description"),
+        (lambda f: (f / "network.json").write_text("{}"), "network.json: experiment is missing"),
+        (lambda f: (f / "network.json").write_text("["), "network.json: not a JSON file"),
         (lambda f: rewrite(f, experiment="other"), "experiment must be one of labels_for_free"),
-        (lambda f: rewrite(f, settings={"epochs": 1}), "has no such network now"),
+        (lambda f: rewrite(f, settings={"epochs": 1}), "has no such network now: data is missing"),
         (lambda f: (f / "done.json").unlink(), "is not finished: run its chapter again"),
-        (lambda f: (f / "done.json").write_text("{}"), "its checkpoint cannot be read"),
-        (lambda f: (f / "best.ckpt").write_bytes(b"PK"), "its checkpoint cannot be read"),
-        (lambda f: (f / "best.ckpt").unlink(), "its checkpoint cannot be read"),
+        (lambda f: (f / "done.json").write_text("{}"), "done.json: updates is missing"),
+        (lambda f: (f / "best.safetensors").write_bytes(b"PK"), "is damaged or was changed"),
+        (lambda f: (f / "best.safetensors").unlink(), "cannot be read .No such file"),
     ],
 )
 def test_a_folder_that_holds_no_network_is_named(sets, runs, spoil, told):
@@ -154,10 +157,52 @@ def rewrite(folder: Path, **changes) -> None:
     (folder / "network.json").write_text(json.dumps(content | changes))
 
 
+def older(runs: Path, **changes) -> Path:
+    """The one fit there is, as if other code had made it: in a folder and with a digest of its."""
+    (folder,) = (path for path in runs.iterdir() if path.is_dir())
+    old = folder.with_name(f"{folder.name[:-6]}abcdef")
+    folder.rename(old)
+    done = json.loads((old / "done.json").read_text()) | {"code": "abcdef0123456789"} | changes
+    (old / "done.json").write_text(json.dumps(done))
+    return old
+
+
+def test_a_fit_of_other_code_is_taken_up_only_where_that_is_asked_for(sets, runs, monkeypatch):
+    train(sets, runs)
+    old = older(runs)
+    again = train(sets, runs)
+    assert len(folders(runs)) == 2 and again.fit.best.parent != old  # it was fitted anew
+    (again.fit.best.parent / "done.json").unlink()  # now only the old one is finished
+    monkeypatch.setenv(experiments.ACCEPT, "1")
+    monkeypatch.setattr(training, "fit", None)  # whoever fits again, fails
+    assert train(sets, runs).fit.best.parent == old
+    with pytest.raises(TypeError):
+        train(sets, runs, settings=dataclasses.replace(SETTINGS, l2=2e-5))  # that is another fit
+
+
+def test_a_network_of_other_code_is_evidence_only_where_that_is_said(sets, runs, monkeypatch):
+    train(sets, runs)
+    here = next(runs.iterdir())
+    older(runs).rename(here)  # as a hand would rename it, to have it taken up
+    trained = train(sets, runs)
+    measured = labels_for_free.measure_network(trained, sets["test"], progress=False)
+    how = {"seed": 0, "trained": trained, "train_set": sets["training"], "folder": runs / "made"}
+    made = experiments.record("some_chapter", measured, preset="smoke", **how)
+    assert made.fit["accepted_old_code"] and not made.is_evidence  # a rehearsal may be anything
+    monkeypatch.setattr(records.Record, "is_evidence", True)
+    with pytest.raises(ValueError, match=r"fitted by other code than today's.*--accept-old-fit"):
+        experiments.record("some_chapter", measured, preset="lite", **how)
+    assert not list(runs.rglob("*--lite--s0.json"))
+    monkeypatch.setenv(experiments.ACCEPT, "1")
+    experiments.record("some_chapter", measured, preset="lite", **how)
+    (path,) = runs.rglob("*--lite--s0.json")
+    assert records.read(path).fit["accepted_old_code"]
+
+
 def test_other_settings_data_seeds_and_names_are_other_fits(sets, runs, monkeypatch):
     fitted = []
 
-    def instead(model, loss, items, checks, folder, settings, *, progress):
+    def instead(model, loss, items, checks, folder, settings, *, code, progress):
         fitted.append(folder.name)
 
     monkeypatch.setattr(training, "fit", instead)
@@ -183,7 +228,7 @@ def test_dropping_small_predictions_needs_no_other_fit(sets, runs, monkeypatch):
 
 def test_code_that_decides_what_a_fit_computes_is_part_of_its_name(sets, runs, monkeypatch):
     asked = []
-    monkeypatch.setattr(labels_for_free, "fit_key", lambda *_, code: asked.append(code) or "0")
+    monkeypatch.setattr(experiments.fitting, "fit_key", lambda *_, code: asked.append(code) or "0")
     monkeypatch.setattr(training, "fit", lambda *_, **__: None)
     train(sets, runs)
     assert {"classical", "targets", "losses", "training", "models/unet"} <= set(asked[0])
@@ -204,10 +249,10 @@ def test_every_seed_starts_from_its_own_weights_and_every_variant_from_the_same(
 
 def test_validation_sees_the_same_at_every_seed_and_epoch(sets):
     for seed in (0, 1):
-        items = labels_for_free._items(sets["validation"], truth, SETTINGS, seed, progress=False)
+        items = items_of(sets["validation"], SETTINGS, seed)
         assert items[0, 0]["image"].shape == (1, 64, 64)
         assert (items.seed, items.jitter) == (0, training.Jitter())
-        learned = labels_for_free._items(sets["training"], truth, SETTINGS, seed, progress=False)
+        learned = items_of(sets["training"], SETTINGS, seed)
         assert learned[0, 0]["image"].shape == (1, 32, 32)
         assert (learned.seed, learned.jitter) == (seed, training.Jitter(gain=0.1))
 
@@ -215,7 +260,7 @@ def test_validation_sees_the_same_at_every_seed_and_epoch(sets):
 def test_without_crops_the_papers_tiles_are_used(sets):
     settings = dataclasses.replace(SETTINGS, crop=None)
     for split in ("training", "validation"):
-        items = labels_for_free._items(sets[split], truth, settings, 0, progress=False)
+        items = items_of(sets[split], settings, 0)
         assert isinstance(items, training.CornerTiles) and len(items) == 2 * 8
 
 
@@ -232,7 +277,7 @@ def test_the_consensus_is_learnt_from(sets, runs):
         ignored.append(ignore.sum())
         return targets.three_classes(labels, ignore)
 
-    trained = train(sets, runs, variant="dl-consensus", classes_of=classes_of)
+    trained = train(sets, runs, variant="dl-consensus", teach=classes_of)
     assert len(ignored) == 4 and ignored[0] > 0
     assert np.isfinite(trained.fit.history).all(axis=None)
     chances = trained.probabilities(sets["test"][0].image)
@@ -261,7 +306,7 @@ class Oracle(torch.nn.Module):
 
 
 @pytest.fixture
-def oracle(sets, runs) -> labels_for_free.Trained:
+def oracle(sets, runs) -> experiments.Trained:
     trained = train(sets, runs)
     return dataclasses.replace(trained, model=Oracle(sets["test"], SETTINGS.scale))
 

@@ -35,7 +35,7 @@ def may_reset() -> bool:
 def test_the_mark_starts_anew():
     run = subprocess.run([sys.executable, "-c", MARKS], capture_output=True, text=True, check=True)
     held, freed, anew, again = map(float, run.stdout.split())
-    assert 0.3 < held <= 0.41 and freed == held
+    assert 0.3 < held <= 0.41 and abs(freed - held) < 0.01  # the system counts in batches
     assert abs(anew) < 0.1
     assert 0.15 < again < 0.3
 

@@ -26,8 +26,9 @@ settings = labels_for_free.Settings(
 TRAIN = """\
 sets = [datasets.load("bbbc039", s, "simulated").take(2) for s in ("training", "validation")]
 for variant in ("first", "second"):
-    labels_for_free.train(variant, lambda one: targets.three_classes(one.labels), *sets,
-                          settings, seed=seed, device="cpu", runs=runs_root() / "01_tiny")"""
+    experiments.train(labels_for_free, variant, tuple(sets), settings, seed=seed, device="cpu",
+                      teach=lambda one: targets.three_classes(one.labels),
+                      runs=runs_root() / "01_tiny")"""
 
 
 @pytest.fixture

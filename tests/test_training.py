@@ -19,10 +19,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from nuctut import training
+from nuctut import fits, training
+from nuctut.files import Malformed
+from nuctut.fits import FitResult
 from nuctut.inference import predict
 from nuctut.losses import IoULoss, LogDiceLoss
 from nuctut.machine import device_name
@@ -67,7 +70,7 @@ def network(seed: int = 0, dropout: float = 0.25) -> ReducedUNet:
 
 def run(
     folder: Path, train: Any = None, *, model: nn.Module | None = None, loss: Any = None, **changes
-) -> training.FitResult:
+) -> FitResult:
     """A fit of under a second."""
     settings = dataclasses.replace(SETTINGS, **changes)
     train = crops() if train is None else train
@@ -83,11 +86,11 @@ class MeanCrossEntropy(nn.Module):
         return nn.functional.cross_entropy(logits.float(), classes.long())
 
 
-def weights_of(result: training.FitResult) -> dict[str, Tensor]:
-    return torch.load(result.best, weights_only=True)
+def weights_of(result: FitResult) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(result.best)
 
 
-def assert_same(one: training.FitResult, other: training.FitResult) -> None:
+def assert_same(one: FitResult, other: FitResult) -> None:
     """The same fit, to the bit, but for the time it took."""
     pd.testing.assert_frame_equal(
         one.history.drop(columns="seconds"), other.history.drop(columns="seconds"), check_exact=True
@@ -99,7 +102,7 @@ def assert_same(one: training.FitResult, other: training.FitResult) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> training.FitResult:
+def undisturbed(tmp_path_factory) -> FitResult:
     """The fit that was never killed."""
     return run(tmp_path_factory.mktemp("fit") / "undisturbed")
 
@@ -331,7 +334,8 @@ def test_a_fit_learns_and_keeps_its_books(undisturbed):
     assert 0.05 < result.peak_memory_gb < 100
     assert result.weights == sum(p.numel() for p in network().parameters())
     names = {path.name for path in result.best.parent.iterdir()}
-    assert names == {".lock", "best.ckpt", "last.ckpt", "history.csv", "done.json", "settings.json"}
+    kept = {"best.safetensors", "last.ckpt", "history.csv", "done.json", "settings.json"}
+    assert names == kept | {".lock", ".nuctut"}
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(undisturbed, tmp_path):
@@ -349,14 +353,14 @@ def test_a_finished_fit_is_returned_at_once(tmp_path, monkeypatch):
     assert dataclasses.replace(second, history=first.history) == first
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, weights_of(first)[name])
-    assert training.finished(network(), tmp_path).updates == 12
+    assert fits.finished(network(), tmp_path).updates == 12
 
 
 def test_an_unfinished_fit_is_not_taken_for_a_finished_one(tmp_path):
-    assert training.finished(network(), tmp_path / "nothing") is None
+    assert fits.finished(network(), tmp_path / "nothing") is None
     run(tmp_path)
     (tmp_path / "done.json").unlink()
-    assert training.finished(network(), tmp_path) is None
+    assert fits.finished(network(), tmp_path) is None
 
 
 def test_a_folder_with_other_settings_is_refused(tmp_path):
@@ -374,7 +378,7 @@ def test_the_model_is_left_with_its_best_weights_not_its_last(tmp_path):
     all_nuclei = RandomCrops(images, [np.ones_like(c) for c in classes], keys, size=32)
     nothing = RandomCrops(images, [np.zeros_like(c) for c in classes], keys, size=32)
 
-    def against(folder: Path, epochs: int) -> tuple[nn.Module, training.FitResult]:
+    def against(folder: Path, epochs: int) -> tuple[nn.Module, FitResult]:
         settings = dataclasses.replace(SETTINGS, epochs=epochs, **options)
         model = network(dropout=0)
         loss = MeanCrossEntropy()
@@ -392,7 +396,7 @@ def test_checkpoints_hold_tensors_and_no_code(undisturbed):
     last = torch.load(undisturbed.best.with_name("last.ckpt"), weights_only=True)
     assert last["global_step"] == 12
     model = network(seed=9)
-    training.load_weights(model, undisturbed.best)
+    fits.load_weights(model, undisturbed.best)
     assert torch.equal(model.head.weight, weights_of(undisturbed)["head.weight"])
 
 
@@ -402,8 +406,8 @@ def test_a_checkpoint_with_code_in_it_is_not_loaded(tmp_path):
             return (os.mkdir, (str(tmp_path / "harm"),))
 
     torch.save({"head.weight": Malice()}, tmp_path / "bad.ckpt")
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
-        training.load_weights(network(), tmp_path / "bad.ckpt")
+    with pytest.raises(Malformed, match=r"bad.ckpt holds no weights of this network"):
+        fits.load_weights(network(), tmp_path / "bad.ckpt")
     assert not (tmp_path / "harm").exists()
 
 
@@ -418,7 +422,32 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_images(tmp_path, where):
     with pytest.raises(NonFiniteLoss, match=r"became nan at update.*learning_rate") as stop:
         fit(network(), LogDiceLoss(), *sets, tmp_path, SETTINGS, progress=False)
     assert "bad_well, worse_well" in str(stop.value) or "worse_well, bad_well" in str(stop.value)
-    assert not (tmp_path / "done.json").exists() and not (tmp_path / "best.ckpt").exists()
+    assert not (tmp_path / "done.json").exists() and not (tmp_path / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize(("epochs", "updates"), [(1, 1), (1, 2), (2, 1)])
+def test_a_cycle_of_a_single_update_is_one_too(tmp_path, epochs, updates):
+    result = run(tmp_path, epochs=epochs, updates=updates)
+    assert result.updates == epochs * updates and np.isfinite(result.history).all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("learning_rate", -1e-3),
+        ("l2", float("nan")),
+        ("epochs", -3),
+        ("seed", -1),
+        pytest.param(
+            "device", "gpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU")
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_starts(name, value):
+    with pytest.raises(ValueError, match="no GPU here" if name == "device" else name):
+        dataclasses.replace(SETTINGS, **{name: value})
 
 
 def test_patience_stops_and_stays_stopped(tmp_path):
@@ -430,7 +459,7 @@ def test_patience_stops_and_stays_stopped(tmp_path):
 
 
 def test_patience_starts_anew_with_every_better_epoch(tmp_path):
-    keeper = training._Keeper(tmp_path, dataclasses.replace(SETTINGS, patience=2), 6)
+    keeper = training._Keeper(tmp_path, dataclasses.replace(SETTINGS, patience=2), training.NO_CODE)
     stopped = []
     for loss in (5, 6, 4, 4, 3, 3.5, 3):
         keeper.history.append({"val_loss": loss})
@@ -594,7 +623,7 @@ def test_a_network_can_have_a_loss_of_its_own(tmp_path):
 
 
 def test_a_fit_with_its_own_loss_goes_on_where_it_was_cut_off(tmp_path):
-    def fitted(folder: Path, train: Ragged) -> training.FitResult:
+    def fitted(folder: Path, train: Ragged) -> FitResult:
         return fit(Mean(), None, train, Ragged(3), tmp_path / folder, SETTINGS, progress=False)
 
     class Cut(Ragged):
@@ -672,13 +701,13 @@ def processes() -> Any:
         ("during", "item", 1, 0),
         ("during", "item", 5, 0),
         ("after", "history.csv", 1, 0),
-        ("before", "best.ckpt", 1, 0),
-        ("after", "best.ckpt", 1, 0),
+        ("before", "best.safetensors", 1, 0),
+        ("after", "best.safetensors", 1, 0),
         ("before", "last.ckpt", 1, 0),
         ("after", "last.ckpt", 1, 1),
         ("during", "item", 15, 2),
         ("after", "history.csv", 3, 2),
-        ("after", "best.ckpt", 2, 1),
+        ("after", "best.safetensors", 2, 1),
         ("before", "last.ckpt", 3, 2),
         ("after", "last.ckpt", 3, 3),
         ("after", "last.ckpt", 4, 4),
@@ -699,7 +728,7 @@ def test_killed_and_started_again_it_ends_as_if_never_killed(
     assert items.given == 6 * (4 - kept)  # it went on, and did not start anew
     image = pictures()[0][0]
     never_killed = network(seed=9)
-    training.load_weights(never_killed, undisturbed.best)
+    fits.load_weights(never_killed, undisturbed.best)
     np.testing.assert_array_equal(predict(model, image), predict(never_killed, image))
 
 
@@ -708,7 +737,7 @@ def test_killed_again_and_again_from_outside(undisturbed, processes, tmp_path):
         path = tmp_path / name
         return path.stat().st_mtime_ns if path.exists() else 0
 
-    for name in ("settings.json", "history.csv", "best.ckpt", "last.ckpt"):
+    for name in ("settings.json", "history.csv", "best.safetensors", "last.ckpt"):
         before = stamp(name)
         process = processes(target=doomed, args=(tmp_path, "never", "", 0))
         process.start()
@@ -721,7 +750,7 @@ def test_killed_again_and_again_from_outside(undisturbed, processes, tmp_path):
 
 def test_what_a_kill_leaves_half_written_is_not_read(undisturbed, tmp_path):
     tmp_path.mkdir(exist_ok=True)
-    for name in ("best.ckpt", "last.ckpt", "history.csv", "done.json", "settings.json"):
+    for name in ("best.safetensors", "last.ckpt", "history.csv", "done.json", "settings.json"):
         (tmp_path / f".{name}.4711").write_bytes(b"half of it")
     assert_same(run(tmp_path), undisturbed)
 

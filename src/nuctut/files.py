@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -74,9 +75,13 @@ def read_json(path: Path, kind: type[T]) -> T:
 def parse_json(text: str, kind: type[T], name: str) -> T:
     """As `read_json`, of a text; `name` is what errors begin with."""
     try:
-        return _schema(kind).validate_json(text)
+        value = _schema(kind).validate_json(text)
+        json.loads(text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite)
     except ValidationError as error:
-        raise Malformed(f"{name}: {_sentence(error)}") from None
+        raise Malformed(f"{name}: {sentence(error, _content(text))}") from None
+    except ValueError as error:
+        raise Malformed(f"{name}: {error}") from None
+    return value
 
 
 @cache
@@ -84,6 +89,24 @@ def _schema(kind: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(kind)
 
 
+def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose fields are all there once; of two, pydantic would take the last unsaid."""
+    made = dict(fields)
+    if len(made) < len(fields):
+        names = [name for name, _ in fields]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has two fields named {shown(twice)}; remove one.")
+    return made
+
+
+def _finite(digits: str) -> float:
+    """A number, also where a schema takes anything."""
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"{digits[:60]} is no finite number; write null.")
+    return number
+
+
+WHOLE = "its content"
 EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -97,28 +120,68 @@ EXPECTED = {
     "list_type": "a list",
     "tuple_type": "a list",
     "none_required": "null",
-    "greater_than_equal": "{ge} or more",
-    "less_than_equal": "{le} or less",
+    "greater_than": "above {gt:.16g}",
+    "greater_than_equal": "{ge:.16g} or more",
+    "less_than_equal": "{le:.16g} or less",
     "literal_error": "one of {expected}",
+    "string_pattern_mismatch": "a text like {pattern}",
+    "too_short": "a list of {min_length} or more",
+    "too_long": "a list of {max_length} or less",
 }
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong: where, what was expected, what was found."""
-    first = error.errors(include_url=False)[0]
-    kind, found = first["type"], first["input"]
+def _content(text: str) -> Any:
+    """What a text holds as JSON; None where it holds none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def sentence(error: ValidationError, content: Any = None) -> str:
+    """The first thing that is wrong: where, what was expected, what was found.
+
+    Args:
+        error: Of a schema.
+        content: What was held against it; without, a union's branches are named as places.
+    """
+    errors: list[Any] = error.errors(include_url=False)
+    kind, found, told = (errors[0].get(name) for name in ("type", "input", "ctx"))
     if kind == "json_invalid":
-        return f"not a JSON file ({first['ctx']['error']})."
-    # pydantic names the branch of a union after the field; what it names so is no field
-    names = [str(part) for part in first["loc"] if not str(part).endswith(("]", ")"))]
-    where = ".".join(names) or "its content"
+        return f"not a JSON file ({told['error']})."
+    where = _place(errors[0], content)
     if kind == "missing":
         return f"{where} is missing."
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where} is no field of it; remove it."
-    expected = EXPECTED.get(kind, first["msg"].removeprefix("Input should be "))
-    expected = expected.format(**first.get("ctx", {}))
+    if kind == "value_error":  # of a check of what must agree, which speaks for itself
+        return f"{where}: {told['error']}".removeprefix(f"{WHOLE}: ")
+    here = (one for one in errors if _place(one, content) == where)
+    expected = " or ".join(dict.fromkeys(map(_expected, here)))
     return f"{where} must be {expected}, not {shown(found)}."
+
+
+def _place(error: Mapping[str, Any], content: Any) -> str:
+    """Where in a file's content an error is, such as "runs.3.seed".
+
+    Pydantic also names the branch of a union that was tried, which is no field of the file.
+    """
+    names = []
+    for part in error["loc"]:
+        try:
+            content = content[part]
+        except (TypeError, LookupError):
+            if error["type"] != "missing" or part is not error["loc"][-1]:
+                continue
+        names.append(str(part))
+    return ".".join(names) or WHOLE
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    """What was expected where an error is, as "must be" goes on."""
+    if wanted := EXPECTED.get(error["type"]):
+        return wanted.format(**error.get("ctx", {}))
+    return error["msg"].removeprefix("Input should be ")
 
 
 def shown(value: Any) -> str:

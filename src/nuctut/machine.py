@@ -16,6 +16,7 @@ import nuctut
 from nuctut.paths import project_root
 
 LIBRARIES = ("torch", "lightning", "numpy", "scikit-image")
+DIRTY = "-dirty"
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -98,16 +99,19 @@ def reset_peak_memory(device: str = "cpu") -> None:
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, "-dirty" added when it differs from the files; None without git.
+    """The checkout's commit, `DIRTY` added when what runs may differ from it; None without git.
 
-    Changes under `results/` do not count: a run adds its own record there.
+    That is when git knows a file that has changed, but for `results/`, where a run adds its own
+    records, or when `src/` or `book/` hold one that git does not know. A log or a script
+    elsewhere changes nothing that runs.
     """
     try:
         commit = _git("rev-parse", "HEAD")
-        changes = _git("status", "--porcelain", "--", ".", ":!results")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        added = _git("ls-files", "--others", "--exclude-standard", "--", "src", "book")
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit}-dirty" if changes else commit
+    return f"{commit}{DIRTY}" if changed or added else commit
 
 
 def _git(*arguments: str) -> str:

@@ -15,18 +15,33 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, with_config
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
 
-from nuctut import metrics
-from nuctut.files import replacing
-from nuctut.machine import environment
+from nuctut import machine, metrics
+from nuctut.files import (
+    STRICT,
+    Count,
+    Malformed,
+    Measure,
+    Text,
+    parse_json,
+    read_text,
+    replacing,
+    shown,
+)
 from nuctut.paths import results_root, runs_root
 from nuctut.samples import SOURCES, SampleSet
 
@@ -34,6 +49,7 @@ SCHEMA = 1
 PRESETS = ("smoke", "lite", "paper")
 OWN_FOLDER = "NUCTUT_RECORDS"
 THRESHOLD_KEYS = tuple(f"{iou:.2f}" for iou in metrics.IOU_THRESHOLDS)
+ROUNDING = 1e-6  # sums of IoUs are kept to 6 digits
 
 Row = dict[str, Any]
 
@@ -252,9 +268,20 @@ def pooled(
         ValueError: For an unknown metric.
     """
     numerator, denominator = _fraction(metric)(rows)
-    drawn = np.ones((1, len(rows))) if weights is None else np.asarray(weights, dtype=float)
-    score = _divide(drawn @ numerator, drawn @ denominator).mean(axis=1)
-    return float(score[0]) if weights is None else score
+    if weights is None:
+        return float(_divide(_sum(numerator), _sum(denominator)).mean())
+    drawn = np.asarray(weights, dtype=float)
+    return _divide(drawn @ numerator, drawn @ denominator).mean(axis=1)
+
+
+def _sum(values: np.ndarray) -> np.ndarray:
+    """(images, parts) summed over the images; exactly rounded, so that their order cannot show."""
+    return np.array([math.fsum(part) for part in values.T])
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    """As `_sum`; NaN of nothing."""
+    return math.fsum(values) / len(values) if len(values) else math.nan
 
 
 def per_image(rows: Sequence[Row], metric: str) -> np.ndarray:
@@ -278,8 +305,7 @@ def scores_per_image_mean(rows: Sequence[Row]) -> dict[str, float]:
     means = {}
     for metric in METRICS:
         values = per_image(rows, metric)
-        values = values[~np.isnan(values)]
-        means[metric] = float(values.mean()) if values.size else math.nan
+        means[metric] = _mean(values[~np.isnan(values)])
     return means
 
 
@@ -295,8 +321,15 @@ def scores_by_tag(rows: Sequence[Row], tag: str) -> pd.DataFrame:
         ones, and all `METRICS`, pooled over these images alone.
 
     Raises:
-        ValueError: When an image lacks the tag, naming it.
+        ValueError: When an image lacks the tag, or when not every record holds it, naming it.
     """
+    times = Counter(row["key"] for row in rows)
+    for key, count in times.items():
+        if count != max(times.values()):
+            raise ValueError(
+                f"{key}: {count} rows of this image, and {max(times.values())} of others; "
+                "give records that were measured on the same images."
+            )
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if tag not in row.get("tags", {}):
@@ -343,39 +376,212 @@ def describe_data(
     return block
 
 
+# What a file must hold. The blocks stay plain dicts in memory, and a missing score is NaN there.
+
+
+def _text(expected: str, holds: Callable[[str], Any]) -> Any:
+    """A text of which more is asked, in words and as a test."""
+
+    def check(value: str) -> str:
+        if not holds(value):
+            raise PydanticCustomError("text", expected)
+        return value
+
+    return Annotated[str, AfterValidator(check)]
+
+
+def _is_moment(value: str) -> bool:
+    try:
+        return datetime.fromisoformat(value).utcoffset() is not None
+    except ValueError:
+        return False
+
+
+def _hexadecimal(digits: int) -> Any:
+    return _text(f"{digits} hexadecimal digits", re.compile(f"[0-9a-f]{{{digits}}}").fullmatch)
+
+
+def _block(config: ConfigDict = STRICT, **fields: Any) -> Any:
+    """An object of the file with these fields, which stays a dict."""
+    return with_config(config)(TypedDict("Block", fields))
+
+
+_Slug = _text(
+    "a name of lower-case letters, digits, '-' and '_'",
+    re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*").fullmatch,
+)
+_Moment = _text("an ISO 8601 time with its zone", _is_moment)
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Score = Annotated[Measure | None, AfterValidator(lambda v: math.nan if v is None else v)]
+_OPEN = STRICT | ConfigDict(extra="allow")
+
+_Training = _block(split=Text, fingerprint=Text, count=Count, labels=Text)
+_Data = _block(
+    name=Text,
+    source=Literal[*SOURCES],
+    split=Text,
+    fingerprint=Text,
+    count=Count,
+    training=_Training | None,
+)
+_Budget = _block(
+    _OPEN,
+    device=Text,
+    peak_memory_gb=Measure | None,
+    seconds_per_image=Measure | None,
+    updates=Count,
+    images_seen=Count,
+    seconds=Measure,
+    weights=NotRequired[Count],
+    precision=Text,
+)
+_Fit = _block(
+    git_commit=Text | None,
+    code=_hexadecimal(16),
+    weights_sha256=_hexadecimal(64),
+    started=_Moment,
+    ended=_Moment,
+    accepted_old_code=bool,
+)
+_Pixels = _block(tp=Count, fp=Count, fn=Count, tn=Count)
+_Match = _block(tp=Count, fp=Count, fn=Count, iou_sum=Measure)
+_Row = _block(
+    key=Text,
+    n_true=Count,
+    object=_block(n_true=Count, n_pred=Count, matched=Count),
+    match=_block(**dict.fromkeys(THRESHOLD_KEYS, _Match)),
+    nuclei=_Pixels,
+    separations=_Pixels | None,
+    aggregated_jaccard=_Share | None,
+    seconds=Measure | None,
+    tags=NotRequired[dict[str, Text]],
+)
+_Scores = _block(**dict.fromkeys(METRICS, _Score))
+
+
+def _check_row(row: Row) -> Row:
+    """The counts of an image must be such as one pair of label images can give."""
+    _check_matches(row)
+    objects, half = row["object"], row["match"]["0.50"]
+    empty = half["tp"] + half["fp"] + half["fn"] == 0
+    pixels = [sum(row[block].values()) for block in ("nuclei", "separations") if row[block]]
+    if objects["n_true"] > row["n_true"]:
+        raise ValueError(f"object.n_true must be at most n_true = {row['n_true']}.")
+    if objects["matched"] > min(objects["n_true"], objects["n_pred"]):
+        raise ValueError("object.matched must be at most object.n_true and object.n_pred.")
+    if min(pixels) < 1 or pixels[0] != pixels[-1]:
+        raise ValueError("nuclei and separations must count equally many pixels, 1 or more.")
+    if (row["aggregated_jaccard"] is None) != empty:
+        raise ValueError("aggregated_jaccard must be null where both sides are empty, only there.")
+    return row
+
+
+def _check_matches(row: Row) -> None:
+    """Both sides hold equally many nuclei at all thresholds; of pairs, some are lost to the next.
+
+    Those that are lost have IoUs from the one threshold to the next.
+    """
+    at = row["match"]
+    n_true, n_pred = row["n_true"], at["0.50"]["tp"] + at["0.50"]["fp"]
+    for name, match in at.items():
+        if match["tp"] + match["fn"] != n_true:
+            raise ValueError(f"match.{name}: tp + fn must be n_true = {n_true}.")
+        if match["tp"] + match["fp"] != n_pred:
+            raise ValueError(f"match.{name}: tp + fp must be {n_pred}, as at 0.50.")
+    steps = pairwise([*at.items(), ("1.00", {"tp": 0, "iou_sum": 0.0})])
+    for (name, match), (above, stricter) in reversed(list(steps)):
+        lost = match["tp"] - stricter["tp"]
+        if lost < 0:
+            raise ValueError(f"match.{above}.tp must be at most that of {name}.")
+        low, high = (stricter["iou_sum"] + float(iou) * lost for iou in (name, above))
+        if not low - ROUNDING <= match["iou_sum"] <= high + ROUNDING:
+            raise ValueError(
+                f"match.{name}.iou_sum must lie from {low:.6f} to {high:.6f}, as its tp and the "
+                f"next threshold give, not {match['iou_sum']}."
+            )
+
+
+def _check_budget(budget: dict[str, Any]) -> dict[str, Any]:
+    """What a budget holds besides is reckoned with, too: the seconds of steps."""
+    for name in budget.keys() - _Budget.__annotations__:
+        value = budget[name]
+        if value is not None and (type(value) not in (int, float) or not 0 <= value <= 1e300):
+            raise ValueError(f"{name} must be a number, 0 or more, or null, not {shown(value)}.")
+    return budget
+
+
+def _check_record(record: Record) -> Record:
+    """The images must be those of the data, and the scores follow from them: none is typed."""
+    rows, count = record.images, record.data["count"]
+    if len(rows) != count:
+        raise ValueError(f"images must hold data.count = {count} rows, not {len(rows)}.")
+    key, times = Counter(row["key"] for row in rows).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"images hold the key {shown(key)} more than once.")
+    if len({row["separations"] is None for row in rows}) > 1:
+        raise ValueError("images must have separations in every row, or null in every row.")
+    for block, compute in (("scores", scores), ("scores_per_image_mean", scores_per_image_mean)):
+        for metric, given in compute(rows).items():
+            stored = getattr(record, block)[metric]
+            if math.isnan(stored) and math.isnan(given):
+                continue
+            if not math.isclose(stored, given, abs_tol=1e-6):
+                expected, found = (shown(_plain(one)) for one in (given, stored))
+                raise ValueError(
+                    f"{block}.{metric} must be {expected}, as the images give, not {found}."
+                )
+    return record
+
+
+def _no_field(_: Any) -> None:
+    raise PydanticCustomError("extra_forbidden", "of no file")
+
+
 @dataclass(frozen=True)
 class Record:
     """One measured run: one variant of a chapter, under one preset and seed.
 
     Attributes:
+        schema: `SCHEMA`.
         chapter, variant: Such as "01_labels_for_free" and "dl-ground-truth".
         preset: One of `PRESETS`.
         seed: The run's random seed.
         data: What was measured on, see `describe_data`.
         images: One row per test image, see `image_row`.
         budget: updates, images_seen, seconds, device, precision, peak_memory_gb,
-            seconds_per_image; more keys are kept as they are.
+            seconds_per_image; more numbers are kept as they are.
         parameters: The run's settings.
         versions, git_commit: See `environment`.
         created: ISO 8601 time, UTC.
         scores, scores_per_image_mean: Computed from `images`.
-        path: The file it was read from or written to; None for one that has not met a disk.
+        fit: Where the network came from: `git_commit` it was trained at, `code` (digest of the
+            code that trains, 16 hexadecimal digits), `weights_sha256`, `started` and `ended` (ISO
+            8601 times with their zone) and `accepted_old_code` (whether it was taken although that
+            code had changed). None for a method that does not learn, and in older records.
+        path: The file it was read from; None for one that has not met a disk.
     """
 
-    chapter: str
-    variant: str
-    preset: str
-    seed: int
-    created: str
-    data: dict[str, Any]
-    scores: dict[str, float]
-    scores_per_image_mean: dict[str, float]
-    images: list[Row]
-    budget: dict[str, Any]
-    versions: dict[str, str | None]
-    git_commit: str | None
+    __pydantic_config__ = STRICT
+
+    schema: Literal[1]
+    chapter: _Slug
+    variant: _Slug
+    preset: Literal[*PRESETS]
+    seed: Count
+    created: _Moment
+    data: _Data
+    scores: _Scores
+    scores_per_image_mean: _Scores
+    images: Annotated[
+        list[Annotated[_Row, AfterValidator(_check_row)]],
+        Field(min_length=1),
+    ]
+    budget: Annotated[_Budget, AfterValidator(_check_budget)]
+    versions: _block(_OPEN, python=Text, nuctut=Text)
+    git_commit: Text | None
     parameters: dict[str, Any]
-    path: Path | None = field(default=None, compare=False)
+    fit: _Fit | None = None
+    path: Annotated[Path | None, BeforeValidator(_no_field)] = field(default=None, compare=False)
 
     @classmethod
     def of_run(
@@ -389,20 +595,23 @@ class Record:
         images: Sequence[Row],
         budget: Mapping[str, Any],
         parameters: Mapping[str, Any],
+        fit: Mapping[str, Any] | None = None,
         device: str = "cpu",
     ) -> Record:
         """A record of what has just been measured: scores and environment are filled in.
 
         `budget` needs updates, images_seen, seconds and precision; device, peak_memory_gb and
-        seconds_per_image (mean of the rows' seconds) are added unless given.
+        seconds_per_image (mean of the rows' seconds) are added unless given. `fit` is as in
+        `Record`.
         """
-        here = environment(device)
+        here = machine.environment(device)
         added = {
             "device": here["device"],
             "peak_memory_gb": here["peak_memory_gb"],
-            "seconds_per_image": _rounded(float(np.mean(_values(images, "seconds")))),
+            "seconds_per_image": _rounded(_mean(_values(images, "seconds"))),
         }
         return cls(
+            schema=SCHEMA,
             chapter=chapter,
             variant=variant,
             preset=preset,
@@ -416,6 +625,7 @@ class Record:
             versions=here["versions"],
             git_commit=here["git_commit"],
             parameters=dict(parameters),
+            fit=None if fit is None else dict(fit),
         )
 
     @property
@@ -424,29 +634,61 @@ class Record:
         return f"{self.variant}--{self.preset}--s{self.seed}"
 
     @property
+    def obstacle(self) -> str:
+        """Why no published number may stand beside it, in words; empty where one may."""
+        trained = self.fit["git_commit"] if self.fit else None
+        return _obstacle(self.preset, self.data["source"], self.git_commit, trained)
+
+    @property
     def is_evidence(self) -> bool:
-        """Whether a published number may stand beside it: real data, and no smoke run."""
-        return _is_evidence(self.preset, self.data["source"])
+        """Whether a published number may stand beside it.
+
+        The data are real, the run is no smoke run, and neither the measuring nor the training
+        was done from a checkout that differed from its commit.
+        """
+        return not self.obstacle
 
 
-def _is_evidence(preset: str, source: str) -> bool:
-    return source == "real" and preset in ("lite", "paper")
+def _obstacle(preset: str, source: str, measured: str | None, trained: str | None = None) -> str:
+    """What keeps a run of these commits from being evidence; empty where nothing does."""
+    if source != "real":
+        return f"{source} data"
+    if preset not in ("lite", "paper"):
+        return f"{preset} preset"
+    for how, commit in (("measured", measured), ("trained", trained)):
+        if commit and machine.DIRTY in commit:  # several where a fit went on under another
+            return f"{how} from a changed checkout"
+    return ""
 
 
 def folder_for(preset: str, source: str, swept: str = "") -> Path:
     """Where a record belongs: `results/` (committed) for evidence, else below `runs/`.
 
+    What would be evidence but for a changed checkout is below `runs/` too, with a warning.
     A run of a sweep is told in $NUCTUT_RECORDS to keep its records to itself, whatever they are.
 
     Args:
         preset, source: Of the run.
         swept: What the run changes of its preset, as a folder's name; then it is no evidence.
     """
+    if swept and not os.environ.get(OWN_FOLDER):
+        return runs_root() / "swept" / swept
+    return _folder(_obstacle(preset, source, machine.git_commit()))
+
+
+def _folder(obstacle: str) -> Path:
+    """Where a record belongs that this keeps from being evidence."""
     if own := os.environ.get(OWN_FOLDER):
         return Path(own)
-    if swept:
-        return runs_root() / "swept" / swept
-    return results_root() if _is_evidence(preset, source) else runs_root() / "results"
+    if not obstacle:
+        return results_root()
+    if obstacle.endswith("checkout"):
+        warnings.warn(
+            f"No evidence: {obstacle}. The record goes below {runs_root()}; commit the changes "
+            "and run again.",
+            stacklevel=3,
+        )
+    return runs_root() / "results"
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -459,7 +701,7 @@ def write(record: Record, folder: Path | None = None) -> Path:
 
     Args:
         record: What to write; an older file of the same name is replaced.
-        folder: By default the one `folder_for` names.
+        folder: By default `results/` for evidence, else below `runs/`, see `folder_for`.
 
     Returns:
         The file's path.
@@ -467,17 +709,18 @@ def write(record: Record, folder: Path | None = None) -> Path:
     Raises:
         ValueError: When the record is malformed; nothing is written then.
     """
-    payload = {"schema": SCHEMA} | _plain(
-        {name: value for name, value in asdict(record).items() if name != "path"}
-    )
-    name = f"{record.name}.json"
-    _validate(payload, name)
-    folder = folder_for(record.preset, record.data["source"]) if folder is None else Path(folder)
-    path = folder / record.chapter / name
+    content = {name: value for name, value in asdict(record).items() if name != "path"}
+    name, text = f"{record.name}.json", _as_text(_plain(content))
+    _parse(text, name)
+    path = (_folder(record.obstacle) if folder is None else Path(folder)) / record.chapter / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(_as_text(payload), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def _parse(text: str, name: str) -> Record:
+    return parse_json(text, Annotated[Record, AfterValidator(_check_record)], name)
 
 
 def _plain(value: Any) -> Any:
@@ -498,10 +741,10 @@ def _as_text(payload: Mapping[str, Any]) -> str:
     blocks = []
     for name, value in payload.items():
         if name == "images":
-            lines = ",\n".join(f"    {json.dumps(row, allow_nan=False)}" for row in value)
+            lines = ",\n".join(f"    {json.dumps(row)}" for row in value)
             text = f"[\n{lines}\n  ]"
         else:
-            text = json.dumps(value, indent=2, allow_nan=False).replace("\n", "\n  ")
+            text = json.dumps(value, indent=2).replace("\n", "\n  ")
         blocks.append(f"  {json.dumps(name)}: {text}")
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 
@@ -511,33 +754,30 @@ def read(path: Path | str) -> Record:
 
     Raises:
         FileNotFoundError: When there is no such file.
-        ValueError: When it is malformed, naming the file, the field and what was expected there.
+        Malformed: Naming the file, the field and what was expected there.
     """
     path = Path(path)
-    try:
-        payload = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except ValueError as error:  # also broken UTF-8
-        raise ValueError(f"{path}: not a JSON file ({error}).") from error
-    _validate(payload, str(path))
-    record = Record(path=path, **{name: payload[name] for name in payload if name != "schema"})
+    record = _parse(read_text(path), str(path))
     if path.stem != record.name:
-        raise ValueError(f"{path}: its content belongs into a file named {record.name}.json.")
-    for block in (record.scores, record.scores_per_image_mean):
-        block.update({name: math.nan for name, value in block.items() if value is None})
-    return record
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number; write null")
+        raise Malformed(f"{path}: its content belongs into a file named {record.name}.json.")
+    return replace(record, path=path)
 
 
 def read_all(folder: Path | str) -> list[Record]:
     """Every record under a folder, sorted by path; none when the folder does not exist.
 
     Raises:
-        ValueError: For the first malformed one, by name.
+        Malformed: For the first malformed one, by name: evidence must not go missing unsaid.
     """
-    return [read(path) for path in sorted(Path(folder).rglob("*.json"))]
+    try:
+        return [read(path) for path in files_in(folder)]
+    except Malformed as error:
+        raise Malformed(f"{error} Restore it, or remove it and measure again.") from error
+
+
+def files_in(folder: Path | str) -> Iterable[Path]:
+    """The files under a folder that should be records, sorted."""
+    return sorted(Path(folder).rglob("*.json"))
 
 
 def as_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -583,183 +823,4 @@ def as_table(records: Sequence[Record]) -> pd.DataFrame:
 def seconds_per_megapixel(rows: Sequence[Row]) -> float:
     """Seconds from pixels to labels for a million pixels; NaN where a row has no time."""
     pixels = sum(sum(row["nuclei"].values()) for row in rows)
-    return float(1e6 * _values(rows, "seconds").sum() / pixels)
-
-
-# --- validation ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """What a field must be, in words and as a test."""
-
-    expected: str
-    holds: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_moment(value: Any) -> bool:
-    try:
-        return datetime.fromisoformat(value).utcoffset() is not None
-    except (TypeError, ValueError):
-        return False
-
-
-def _one_of(names: Sequence[str]) -> _Kind:
-    return _Kind(f"one of {', '.join(names)}", lambda value: value in names)
-
-
-_TEXT = _Kind("a text", lambda value: isinstance(value, str) and value != "")
-_SLUG = _Kind(
-    "a name of lower-case letters, digits, '-' and '_'",
-    lambda value: (
-        isinstance(value, str) and re.fullmatch(r"[a-z0-9_]+(-[a-z0-9_]+)*", value) is not None
-    ),
-)
-_COUNT = _Kind("a whole number, 0 or more", _is_count)
-_MEASURE = _Kind("a number, 0 or more, or null", lambda v: v is None or (_is_number(v) and v >= 0))
-_SCORE = _Kind(
-    "a number from 0 to 1, or null", lambda v: v is None or (_is_number(v) and 0 <= v <= 1)
-)
-_SCORES = {metric: _MEASURE if metric in ERRORS else _SCORE for metric in METRICS}
-_MAPPING = _Kind("an object", lambda value: isinstance(value, dict))
-_OPTIONAL_MAPPING = _Kind("an object or null", lambda v: v is None or isinstance(v, dict))
-_TEXT_OR_NULL = _Kind("a text or null", lambda v: v is None or isinstance(v, str))
-
-_FIELDS: dict[str, _Kind] = {
-    "schema": _Kind(f"the number {SCHEMA}", lambda value: value == SCHEMA),
-    "chapter": _SLUG,
-    "variant": _SLUG,
-    "preset": _one_of(PRESETS),
-    "seed": _COUNT,
-    "created": _Kind("an ISO 8601 time with its zone", _is_moment),
-    "data": _MAPPING,
-    "data.name": _TEXT,
-    "data.source": _one_of(SOURCES),
-    "data.split": _TEXT,
-    "data.fingerprint": _TEXT,
-    "data.count": _COUNT,
-    "data.training": _OPTIONAL_MAPPING,
-    "scores": _MAPPING,
-    **{f"scores.{metric}": kind for metric, kind in _SCORES.items()},
-    "scores_per_image_mean": _MAPPING,
-    **{f"scores_per_image_mean.{metric}": kind for metric, kind in _SCORES.items()},
-    "images": _Kind("a list of at least one object", lambda v: isinstance(v, list) and len(v) > 0),
-    "budget": _MAPPING,
-    "budget.updates": _COUNT,
-    "budget.images_seen": _COUNT,
-    "budget.seconds": _MEASURE,
-    "budget.device": _TEXT,
-    "budget.precision": _TEXT,
-    "budget.peak_memory_gb": _MEASURE,
-    "budget.seconds_per_image": _MEASURE,
-    "versions": _MAPPING,
-    "versions.python": _TEXT,
-    "versions.nuctut": _TEXT,
-    "git_commit": _TEXT_OR_NULL,
-    "parameters": _MAPPING,
-}
-_TRAINING_FIELDS = {"split": _TEXT, "fingerprint": _TEXT, "count": _COUNT, "labels": _TEXT}
-_IMAGE_FIELDS = {
-    "key": _TEXT,
-    "n_true": _COUNT,
-    "object": _MAPPING,
-    "match": _MAPPING,
-    "nuclei": _MAPPING,
-    "separations": _OPTIONAL_MAPPING,
-    "aggregated_jaccard": _SCORE,
-    "seconds": _MEASURE,
-}
-_OBJECT_FIELDS = {"n_true": _COUNT, "n_pred": _COUNT, "matched": _COUNT}
-_MATCH_FIELDS = {"tp": _COUNT, "fp": _COUNT, "fn": _COUNT, "iou_sum": _MEASURE}
-_PIXEL_FIELDS = {"tp": _COUNT, "fp": _COUNT, "fn": _COUNT, "tn": _COUNT}
-
-
-def _validate(payload: Any, name: str) -> None:
-    """Raise ValueError, naming file and field, unless the payload is a sound record."""
-    if not isinstance(payload, dict):
-        raise ValueError(f"{name}: a record is a JSON object, not {_shown(payload)}.")
-    _check_fields(payload, _FIELDS, f"{name}: ")
-    unknown = sorted(set(payload) - {path.split(".")[0] for path in _FIELDS})
-    if unknown:
-        raise ValueError(f"{name}: {unknown[0]} is no field of a record; remove it.")
-    if payload["data"]["training"] is not None:
-        _check_fields(payload["data"]["training"], _TRAINING_FIELDS, f"{name}: data.training.")
-    _check_images(payload["images"], payload["data"]["count"], name)
-    for block, computed in (("scores", scores), ("scores_per_image_mean", scores_per_image_mean)):
-        _check_scores(payload[block], computed(payload["images"]), f"{name}: {block}.")
-
-
-def _check_fields(payload: Any, fields: Mapping[str, _Kind], where: str) -> None:
-    for path, kind in fields.items():
-        value = payload
-        for part in path.split("."):
-            value = value.get(part, _MISSING) if isinstance(value, dict) else _MISSING
-        if not kind.holds(value):
-            raise ValueError(f"{where}{path} must be {kind.expected}, not {_shown(value)}.")
-
-
-def _check_images(rows: list[Any], count: int, name: str) -> None:
-    if len(rows) != count:
-        raise ValueError(f"{name}: images must hold data.count = {count} rows, not {len(rows)}.")
-    for index, row in enumerate(rows):
-        _check_row(row, f"{name}: images[{index}].")
-    keys = [row["key"] for row in rows]
-    twice = [key for key in keys if keys.count(key) > 1]
-    if twice:
-        raise ValueError(f"{name}: images hold the key {twice[0]!r} more than once.")
-    if len({row["separations"] is None for row in rows}) > 1:
-        raise ValueError(
-            f"{name}: images must have separations in every row, or null in every row."
-        )
-
-
-def _check_row(row: Any, where: str) -> None:
-    _check_fields(row, _IMAGE_FIELDS, where)
-    _check_fields(row["object"], _OBJECT_FIELDS, f"{where}object.")
-    _check_fields(row["nuclei"], _PIXEL_FIELDS, f"{where}nuclei.")
-    if row["separations"] is not None:
-        _check_fields(row["separations"], _PIXEL_FIELDS, f"{where}separations.")
-    if "tags" in row:
-        _check_tags(row["tags"], f"{where}tags")
-    for threshold in THRESHOLD_KEYS:
-        match = row["match"].get(threshold)
-        _check_fields(match, _MATCH_FIELDS, f"{where}match.{threshold}.")
-
-
-def _check_tags(tags: Any, where: str) -> None:
-    if not (_MAPPING.holds(tags) and all(_TEXT.holds(value) for value in tags.values())):
-        raise ValueError(f"{where} must be an object of texts, not {_shown(tags)}.")
-
-
-def _check_scores(stored: Mapping[str, Any], computed: Mapping[str, float], where: str) -> None:
-    """A score must follow from the images, so that nobody can type one."""
-    for metric, value in computed.items():
-        expected = None if math.isnan(value) else value
-        agree = (
-            stored[metric] is expected
-            if expected is None or stored[metric] is None
-            else math.isclose(stored[metric], expected, abs_tol=1e-6)
-        )
-        if not agree:
-            raise ValueError(
-                f"{where}{metric} must be {_shown(expected)}, as the images give, "
-                f"not {_shown(stored[metric])}."
-            )
-
-
-_MISSING = object()
-
-
-def _shown(value: Any) -> str:
-    if value is _MISSING:
-        return "missing"
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return 1e6 * math.fsum(_values(rows, "seconds")) / pixels

@@ -3,7 +3,8 @@
 A published number gets a verdict:
 
 * *not yet run*: there is no record of it;
-* *not comparable*: there is one, but from simulated or stand-in data, other images, or a smoke run;
+* *not comparable*: there is one, but from simulated or stand-in data, other images, a smoke run,
+  or a checkout that differed from its commit;
 * *reproduced*: the published value lies within the measured 95 % interval, or no further than
   `TOLERANCE` from the measured value;
 * *better* or *worse*: anything else, by the sign of the difference and the metric's direction.
@@ -16,7 +17,8 @@ is better by in the first, less what it is better by in the second.
 
 Intervals are percentile bootstraps over the test images (Efron & Tibshirani 1993, chapter 13):
 images are drawn with replacement, and the pooled score is computed anew from the drawn images'
-counts. Where a run was repeated with several seeds, the score is their mean, all seeds share the
+counts. Whatever is compared is paired by the images' keys, so the order of rows in a file changes
+nothing. Where a run was repeated with several seeds, the score is their mean, all seeds share the
 drawn images, and the seeds are drawn with replacement too. Two or three seeds say little of what
 others would give, so such an interval is on the narrow side.
 """
@@ -24,22 +26,26 @@ others would give, so such an interval is on the narrow side.
 from __future__ import annotations
 
 import html
+import json
 import math
 import tomllib
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
+from pydantic import AfterValidator, Field
 
+from nuctut.files import STRICT, Count, Malformed, Measure, Text, parse_json, read_text
 from nuctut.paths import project_root, results_root, runs_root
-from nuctut.records import ERRORS, METRICS, PRESETS, Record, pooled, read_all
+from nuctut.records import ERRORS, METRICS, PRESETS, Record, files_in, pooled, read, read_all
 from nuctut.samples import SOURCES
 
 RESAMPLES = 10_000
@@ -85,25 +91,29 @@ class PublishedScore:
     what it was measured on, where that is not what the paper's other numbers were measured on.
     """
 
-    table: str
-    row: str
-    variant: str
-    metric: str
-    value: float
+    __pydantic_config__ = STRICT
+
+    table: Text
+    row: Text
+    variant: Text
+    metric: Literal[*METRICS]
+    value: Measure
     note: str = ""
     split: str = ""
-    images: int = 0
+    images: Count = 0
 
 
 @dataclass(frozen=True)
 class PublishedTime:
     """A processing time in seconds; `budget` names the field of a record's budget beside it."""
 
-    what: str
-    variant: str
-    budget: str
-    seconds: float
-    machine: str
+    __pydantic_config__ = STRICT
+
+    what: Text
+    variant: Text
+    budget: Annotated[str, Field(pattern="^seconds")]
+    seconds: Annotated[float, Field(gt=0)]
+    machine: Text
 
 
 @dataclass(frozen=True)
@@ -113,12 +123,14 @@ class Claim:
     With `against`, another metric, by that much more than in it.
     """
 
-    text: str
-    better: str
-    worse: str
-    metric: str
+    __pydantic_config__ = STRICT
+
+    text: Text
+    better: Text
+    worse: Text
+    metric: Literal[*METRICS]
     published_effect: float
-    against: str = ""
+    against: Literal["", *METRICS] = ""
     note: str = ""
 
 
@@ -126,16 +138,18 @@ class Claim:
 class Published:
     """What one paper printed: whose it is, what it was measured on, its numbers and claims."""
 
-    name: str
-    title: str
-    authors: str
-    chapter: str
-    data: str
-    split: str
-    images: int
-    scores: tuple[PublishedScore, ...]
-    times: tuple[PublishedTime, ...]
-    claims: tuple[Claim, ...]
+    __pydantic_config__ = STRICT
+
+    name: Text
+    title: Text
+    authors: Text
+    chapter: Text
+    data: Text
+    split: Text
+    images: Count
+    scores: tuple[PublishedScore, ...] = ()
+    times: tuple[PublishedTime, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
     def measured_on(self, variant: str) -> tuple[str, int]:
         """The split, and the number of its images, that a variant's numbers are of."""
@@ -170,45 +184,18 @@ def read_published(path: Path) -> Published:
     """Read one paper's numbers from a TOML file.
 
     Raises:
-        ValueError: Naming the file, the entry and the field at fault.
+        Malformed: Naming the file, the entry and the field at fault.
     """
+    text = read_text(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not a TOML file ({error}).") from error
-    entries = {
-        block: tuple(
-            _entry(kind, entry, f"{path}: {block}[{index}]")
-            for index, entry in enumerate(content.pop(block, []))
-        )
-        for block, kind in (("scores", PublishedScore), ("times", PublishedTime), ("claims", Claim))
-    }
-    paper = _entry(Published, content | entries | {"name": path.stem}, f"{path}")
-    _check_published(paper, path)
-    return paper
+        content = tomllib.loads(text) | {"name": path.stem}
+        as_json = json.dumps(content, default=str)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"{path}: not a TOML file ({error}).") from error
+    return parse_json(as_json, Annotated[Published, AfterValidator(_check_published)], str(path))
 
 
-def _entry(kind: type, entry: Any, where: str) -> Any:
-    """A table of the file as a dataclass; every field must be there, of its type, and no other."""
-    if not isinstance(entry, Mapping):
-        raise ValueError(f"{where}: must be a table, not {entry!r}.")
-    known = {field.name: field for field in fields(kind)}
-    for name in entry:
-        if name not in known:
-            raise ValueError(f"{where}: {name} is no field; those there are: {', '.join(known)}.")
-    expected = {"str": str, "int": int, "float": (int, float)}
-    for name, field in known.items():
-        if name not in entry:
-            if field.default is not MISSING:
-                continue
-            raise ValueError(f"{where}: {name} is missing.")
-        wanted = expected.get(field.type, tuple)
-        if not isinstance(entry[name], wanted) or isinstance(entry[name], bool):
-            raise ValueError(f"{where}: {name} must be a {field.type}, not {entry[name]!r}.")
-    return kind(**entry)
-
-
-def _check_published(paper: Published, path: Path) -> None:
+def _check_published(paper: Published) -> Published:
     """Metrics must be known, cells unique, values possible, effects what the tables give."""
     values: dict[tuple[str, str], float] = {}
 
@@ -216,11 +203,10 @@ def _check_published(paper: Published, path: Path) -> None:
         return values.get((variant, metric), math.nan)
 
     for index, score in enumerate(paper.scores):
-        where = f"{path}: scores[{index}]"
-        _check_metric(score.metric, where)
+        where = f"scores.{index}"
         most = math.inf if score.metric in ERRORS else 1
-        if not 0 <= score.value <= most:
-            raise ValueError(f"{where}: value must lie from 0 to {most}, not {score.value}.")
+        if score.value > most:
+            raise ValueError(f"{where}.value must lie from 0 to {most}, not {score.value}.")
         if (score.split or paper.split, score.images or paper.images) != paper.measured_on(
             score.variant
         ):
@@ -231,26 +217,14 @@ def _check_published(paper: Published, path: Path) -> None:
         if (score.variant, score.metric) in values:
             raise ValueError(f"{where}: {score.variant} has a {score.metric} already.")
         values[score.variant, score.metric] = score.value
-    for index, time in enumerate(paper.times):
-        if time.seconds <= 0:
-            raise ValueError(f"{path}: times[{index}]: seconds must be above 0.")
     for index, claim in enumerate(paper.claims):
-        where = f"{path}: claims[{index}]"
-        _check_metric(claim.metric, where)
-        if claim.against:
-            _check_metric(claim.against, where, "against")
         effect = _effect(claim, value, claim.better, claim.worse)
         if abs(effect - claim.published_effect) > 5e-4:
             raise ValueError(
-                f"{where}: published_effect must be {effect:.3f}, as the tables give, "
+                f"claims.{index}.published_effect must be {effect:.3f}, as the tables give, "
                 f"not {claim.published_effect}."
             )
-
-
-def _check_metric(metric: str, where: str, field: str = "metric") -> None:
-    if metric not in METRICS:
-        known = ", ".join(METRICS)
-        raise ValueError(f"{where}: {field} must be one of {known}, not {metric!r}.")
+    return paper
 
 
 Side = TypeVar("Side")
@@ -276,8 +250,20 @@ def _effect(
 
 
 def evidence() -> list[Record]:
-    """All records of this checkout: the committed ones, and those of runs that prove nothing."""
-    return read_all(results_root()) + read_all(runs_root() / "results")
+    """All records of this checkout: the committed ones, and those of runs that prove nothing.
+
+    Of the latter, malformed ones are passed over with a warning.
+
+    Raises:
+        Malformed: For a malformed committed record, by name.
+    """
+    leftovers = []
+    for path in files_in(runs_root() / "results"):
+        try:
+            leftovers.append(read(path))
+        except (Malformed, OSError) as error:  # or gone meanwhile
+            warnings.warn(f"Passed over: {error}", stacklevel=2)
+    return read_all(results_root()) + leftovers
 
 
 def _speaking_for(
@@ -324,13 +310,11 @@ def _speaking_for(
 def _obstacle(record: Record, paper: Published) -> str:
     """Why a record may not stand beside the paper's number; empty when it may."""
     data = record.data
-    if data["source"] != "real":
-        return f"{data['source']} data"
     split, images = paper.measured_on(record.variant)
+    if record.obstacle:
+        return record.obstacle
     if (data["name"], data["split"]) != (paper.data, split):
         return f"measured on {data['name']} {data['split']}, not {paper.data} {split}"
-    if record.preset == "smoke":
-        return "smoke preset"
     if data["count"] != images:
         return f"measured on {data['count']} of {images} images"
     return ""
@@ -355,11 +339,15 @@ def resampled(records: Sequence[Record], metric: str) -> np.ndarray:
         records: One per seed, all of the same images.
         metric: One of `nuctut.records.METRICS`.
 
-    The draws depend on the numbers of images and seeds only, so that two variants with equally
-    many of both are drawn alike, and their difference is a paired one.
+    The draws depend on the sorted keys of the images and the number of seeds only, so that two
+    variants measured on the same images, equally often, are drawn alike, and their difference is
+    a paired one.
+
+    Raises:
+        ValueError: When two records hold different images, naming both.
     """
-    drawn, share = _draws(len(records[0].images), len(records))
-    keys = [row["key"] for row in records[0].images]
+    keys = _keys(records)
+    drawn, share = _draws(len(keys), len(records))
     score = np.zeros(RESAMPLES)
     for seed, record in enumerate(records):
         rows = {row["key"]: row for row in record.images}
@@ -367,6 +355,19 @@ def resampled(records: Sequence[Record], metric: str) -> np.ndarray:
         # a seed that was not drawn must not count, not even where its score is NaN
         score += np.where(share[:, seed] > 0, share[:, seed] * of_seed, 0)
     return score
+
+
+def _keys(records: Sequence[Record]) -> list[str]:
+    """The sorted keys of the images, which must be the same in all records."""
+    first, *others = records
+    keys = {row["key"] for row in first.images}
+    for other in others:
+        if differing := keys ^ {row["key"] for row in other.images}:
+            raise ValueError(
+                f"{file_of(first)} and {file_of(other)} hold different images, such as "
+                f"{min(differing)!r} in one alone; measure one of them again."
+            )
+    return sorted(keys)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -500,9 +501,11 @@ def _judged(
         return nothing | _no_verdict("not comparable", "no preset and seed that both sides ran")
     if better[0].data["fingerprint"] != worse[0].data["fingerprint"]:
         return nothing | _no_verdict("not comparable", "the two sides ran on different images")
+    _keys(better + worse)
     low, high = interval(_effect(claim, resampled, better, worse))
     effect = _effect(claim, _mean_score, better, worse)
-    reason = _obstacle(better[0], paper) or (NO_SCORE if math.isnan(effect) else "")
+    reason = _obstacle(better[0], paper) or _obstacle(worse[0], paper)
+    reason = reason or (NO_SCORE if math.isnan(effect) else "")
     return {
         "measured_effect": effect,
         "low": low,
@@ -797,6 +800,7 @@ def _card(record: Record) -> str:
         "trained on": f"{training['count']} images, {training['labels']}"
         if training
         else "nothing",
+        **_origin(record.fit),
         "preset": record.preset,
         "seed": record.seed,
         "git commit": record.git_commit or "none",
@@ -814,3 +818,13 @@ def _card(record: Record) -> str:
         f"<details><summary>{html.escape(title)}</summary>"
         f'<table class="dataframe" id="{_anchor(file_of(record))}">{rows}</table></details>'
     )
+
+
+def _origin(fit: Mapping[str, Any] | None) -> dict[str, str]:
+    """Where a record's network came from, as an entry of its card."""
+    if fit is None:
+        return {}
+    said = f"trained at commit {fit['git_commit'] or 'none'}"
+    said += f", weights sha256 {fit['weights_sha256']}, code {fit['code']}"
+    said += f", from {fit['started']} to {fit['ended']}"
+    return {"network": said + ", taken although the code had changed" * fit["accepted_old_code"]}

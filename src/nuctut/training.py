@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .files import locked, replacing
-from .machine import device_name, peak_memory_gb, reset_peak_memory
-from .targets import corner_tiles, dihedral, standardise
+from nuctut import fits
+from nuctut.files import locked, own, read_text, replacing, write_json
+from nuctut.fits import FitResult, finished
+from nuctut.machine import device_name, git_commit, peak_memory_gb, reset_peak_memory
+from nuctut.targets import corner_tiles, dihedral, standardise
 
+NO_CODE = "0" * 16  # the digest of code that nobody named
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 DEVICES = {"auto": "auto", "cpu": "cpu", "gpu": "gpu"}
 
@@ -81,6 +85,14 @@ class FitSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
+        for name in ("learning_rate", "l2"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number, 0 or more, not {value}.")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, as {self.seed} is.")
+        if self.device == "gpu" and not torch.cuda.is_available():
+            raise ValueError('There is no GPU here: give device="auto" or "cpu".')
 
 
 @dataclass(frozen=True)
@@ -99,32 +111,6 @@ class Jitter:
 
 
 NO_JITTER = Jitter()
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a fit leaves behind.
-
-    Attributes:
-        best: Checkpoint of the weights with the smallest validation loss.
-        history: One row per epoch: step, train_loss, val_loss, learning_rate, seconds.
-        updates, images_seen: How many updates were made, and items they saw.
-        seconds: Wall-clock time spent fitting, over all resumptions.
-        weights: How many numbers were learned.
-        device, precision: What it ran on, in words.
-        peak_memory_gb: Highest use while fitting, of the process on a CPU, of the device's
-            allocator on a GPU; GB = 10⁹ bytes.
-    """
-
-    best: Path
-    history: pd.DataFrame
-    updates: int
-    images_seen: int
-    seconds: float
-    weights: int
-    device: str
-    precision: str
-    peak_memory_gb: float
 
 
 class CornerTiles(Dataset):
@@ -253,6 +239,7 @@ def fit(
     folder: Path | str,
     settings: FitSettings,
     *,
+    code: str = NO_CODE,
     progress: bool = True,
 ) -> FitResult:
     """Fit a network, or go on where an earlier call was cut off, or return what one finished.
@@ -265,8 +252,9 @@ def fit(
             its own: then `model.loss(batch)` is called, also for validation.
         train, validation: `CornerTiles` or `RandomCrops`, or what such a network needs; a
             data set's method `collate`, if it has one, makes the batches.
-        folder: Where best.ckpt, last.ckpt, history.csv and done.json are kept.
+        folder: Where all of it is kept, see `fits`.
         settings: See `FitSettings`.
+        code: Digest of the code that decides what the fit computes; kept, not looked at.
         progress: Show a progress bar.
 
     Returns:
@@ -275,46 +263,31 @@ def fit(
     Raises:
         NonFiniteLoss: Naming the keys of the batch.
         ValueError: When the folder holds a fit under other settings.
+        Malformed: When a file in it is damaged; the message names it.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = own(Path(folder))
     _claim(folder, settings)
     # Of several devices each has a process, and all of them fit together.
     with nullcontext() if settings.devices > 1 else locked(folder):
         if (result := finished(model, folder)) is None:
-            _run(_Fitting(model, loss, settings), train, validation, folder, settings, progress)
+            keeper = _Keeper(folder, settings, code)
+            _run(_Fitting(model, loss, settings), train, validation, keeper, progress)
             result = finished(model, folder)
     return result
-
-
-def finished(model: nn.Module, folder: Path | str) -> FitResult | None:
-    """The result of a fit that ran to its end in this folder, its best weights put into `model`.
-
-    None where there is none, or none that is finished.
-    """
-    done, best = Path(folder) / "done.json", Path(folder) / "best.ckpt"
-    if not done.exists():
-        return None
-    load_weights(model, best)
-    history = pd.read_csv(done.with_name("history.csv"))
-    return FitResult(best=best, history=history, **json.loads(done.read_text()))
-
-
-def load_weights(model: nn.Module, path: Path | str) -> None:
-    """Load a checkpoint written by `fit`; only tensors are read from it, never code."""
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _run(
     module: _Fitting,
     train: Dataset,
     validation: Dataset,
-    folder: Path,
-    settings: FitSettings,
+    keeper: _Keeper,
     progress: bool,
 ) -> None:
-    last = folder / "last.ckpt"
+    settings, last = keeper.settings, keeper.folder / fits.LAST
+    if last.exists():
+        fits.check_last(last)
     sampler = _Order(train, settings)
+    keeper.images_per_epoch = len(sampler) * settings.devices
     collate = getattr(train, "collate", None)
     loader = DataLoader(train, settings.batch_size, sampler=sampler, collate_fn=collate)
     checks = DataLoader(
@@ -333,14 +306,14 @@ def _run(
             devices=settings.devices,
             precision=PRECISIONS[settings.precision],
             max_epochs=settings.epochs,
-            callbacks=[_Keeper(folder, settings, len(sampler) * settings.devices)],
+            callbacks=[keeper],
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=progress,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            default_root_dir=folder,
+            default_root_dir=keeper.folder,
         )
         trainer.fit(
             module,
@@ -391,7 +364,8 @@ class _Fitting(L.LightningModule):
         warm_up = max(1, self.total_updates // 10)
         if step < warm_up:
             return (step + 1) / warm_up
-        return (1 + math.cos(math.pi * (step - warm_up) / (self.total_updates - warm_up))) / 2
+        falling = max(1, self.total_updates - warm_up)
+        return (1 + math.cos(math.pi * (step - warm_up) / falling)) / 2
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # Dropout depends on the seed and the update alone, so that a resumed run repeats it.
@@ -428,31 +402,36 @@ class _Fitting(L.LightningModule):
 
 
 class _Keeper(L.Callback):
-    """Keeps the best and the last state, the history and the patience."""
+    """Keeps the best and the last state, the history, the patience, and where all comes from."""
 
-    def __init__(self, folder: Path, settings: FitSettings, images_per_epoch: int) -> None:
-        self.folder, self.settings = folder, settings
-        self.images_per_epoch = images_per_epoch
+    def __init__(self, folder: Path, settings: FitSettings, code: str) -> None:
+        self.folder, self.settings, self.code = folder, settings, code
+        self.images_per_epoch = 0
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
-        self.started = time.perf_counter()
+        self.begun = time.perf_counter()
+        self.started = _now()
+        self.commits: list[str | None] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history, "seconds": self.seconds}
+        names = ("history", "seconds", "started", "commits")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history, self.seconds = state["history"], state["seconds"]
+        vars(self).update(state)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.started = time.perf_counter()
+        self.begun = time.perf_counter()
+        if (commit := git_commit()) not in self.commits:
+            self.commits.append(commit)
         reset_peak_memory(str(trainer.strategy.root_device))
         if self._exhausted():
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: _Fitting) -> None:
         now = time.perf_counter()
-        self.seconds += now - self.started
-        self.started = now
+        self.seconds += now - self.begun
+        self.begun = now
         row = {
             "step": trainer.global_step,
             "train_loss": float(trainer.callback_metrics["train_loss"]),
@@ -465,11 +444,10 @@ class _Keeper(L.Callback):
         # The best goes first: killed in between, the next run repeats this epoch and writes the
         # same best again.
         if trainer.is_global_zero:
-            with replacing(self.folder / "history.csv") as path:
+            with replacing(self.folder / fits.HISTORY) as path:
                 pd.DataFrame(self.history).to_csv(path, index=False)
         if trainer.is_global_zero and better:
-            with replacing(self.folder / "best.ckpt") as path:
-                torch.save(module.model.state_dict(), path)
+            fits.save_weights(module.model, self.folder / fits.WEIGHTS)
         self._save_last(trainer)
         if self._exhausted():
             trainer.should_stop = True
@@ -477,10 +455,10 @@ class _Keeper(L.Callback):
     def _save_last(self, trainer: L.Trainer) -> None:
         """Every process must take part in saving; the first one puts the file in its place."""
         if trainer.is_global_zero:
-            with replacing(self.folder / "last.ckpt") as path:
+            with replacing(self.folder / fits.LAST) as path:
                 trainer.save_checkpoint(path)
         else:
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+            trainer.save_checkpoint(self.folder / fits.LAST)
 
     def _exhausted(self) -> bool:
         if self.settings.patience is None or not self.history:
@@ -490,20 +468,26 @@ class _Keeper(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the summary that marks the fit as finished."""
-        device = trainer.strategy.root_device
-        summary = {
-            "updates": int(self.history[-1]["step"]),
-            "images_seen": len(self.history) * self.images_per_epoch,
-            "seconds": self.seconds,
-            "weights": sum(w.numel() for w in module.model.parameters() if w.requires_grad),
-            "device": device_name(str(device)),
-            "precision": self.settings.precision,
-            "peak_memory_gb": peak_memory_gb(str(device)),
-        }
         if trainer.is_global_zero:
-            with replacing(self.folder / "done.json") as path:
-                path.write_text(json.dumps(summary, indent=1))
+            write_json(self.folder / fits.DONE, self._summary(trainer, module))
         trainer.strategy.barrier()  # no process looks for the summary before it is there
+
+    def _summary(self, trainer: L.Trainer, module: _Fitting) -> fits.Summary:
+        device = str(trainer.strategy.root_device)
+        return fits.Summary(
+            updates=int(self.history[-1]["step"]),
+            images_seen=len(self.history) * self.images_per_epoch,
+            seconds=self.seconds,
+            weights=sum(w.numel() for w in module.model.parameters() if w.requires_grad),
+            device=device_name(device),
+            precision=self.settings.precision,
+            peak_memory_gb=peak_memory_gb(device),
+            git_commit=", ".join(filter(None, self.commits)) or None,
+            code=self.code,
+            started=self.started,
+            ended=_now(),
+            weights_sha256=fits.checksum(self.folder / fits.WEIGHTS),
+        )
 
 
 class _Order(Sampler[tuple[int, int]]):
@@ -535,16 +519,20 @@ class _Order(Sampler[tuple[int, int]]):
 
 def _claim(folder: Path, settings: FitSettings) -> None:
     """Refuse a folder that another fit started under other settings."""
-    path = folder / "settings.json"
+    path = folder / fits.SETTINGS
     mine = json.dumps(asdict(settings), indent=1)
     if not path.exists():
         with replacing(path) as temporary:
             temporary.write_text(mine)
-    elif path.read_text() != mine:
+    elif read_text(path) != mine:
         raise ValueError(
             f"{folder} holds a fit under other settings (settings.json); "
             "give another folder, or delete this one to start anew."
         )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _item(image: np.ndarray, classes: np.ndarray, orientation: int, key: str) -> dict[str, Any]:
