@@ -177,8 +177,8 @@ def runs_list() -> None:
     _print_entries(entries)
     states = [entry.state for entry in entries]
     if broken := states.count("broken"):
-        typer.echo(f"{broken} broken: run again with the same parameters, they go on.")
-    if orphaned := states.count("orphaned"):
+        typer.echo(f"{broken} broken: run again with the same parameters, what stopped goes on.")
+    if orphaned := sum(entry.state == "orphaned" and bool(entry.marked) for entry in entries):
         typer.echo(f"{orphaned} orphaned: `nuctut runs clean` deletes them, after asking.")
 
 
@@ -218,7 +218,7 @@ def runs_clean(
         raise typer.Exit(1)
     deleted = runs.delete(entries)
     for entry in deleted.kept:
-        typer.echo(f"Kept {entry.name}: it is at work, or has changed just now.")
+        typer.echo(f"Kept {entry.name}: it is at work, has changed just now, or cannot be deleted.")
     typer.echo(f"{decimal(deleted.bytes)} freed.")
 
 
