@@ -230,6 +230,7 @@ def test_whoever_stops_a_command_gets_one_line(project, monkeypatch, words, numb
     wait_for(lambda: not any(map(is_alive, family)), "all of its processes end")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such signals there")
 @pytest.mark.parametrize(
     ("words", "place", "name"),
     [

@@ -243,6 +243,9 @@ def test_without_earlier_runs_the_records_of_the_preset_tell(project):
     lite = sweeps.plan("01", {"seed": [1, 2]}, {"preset": "lite"})
     assert sweeps.estimate(lite).seconds == (2 * 110 + 2 * 310) / 2
     assert "the whole chapter by its records at lite" in sweeps.estimate(lite).source
+    (project / "runs" / "results" / "01_tiny").mkdir(parents=True)
+    (project / "runs" / "results" / "01_tiny" / "bad.json").write_text("{")
+    assert sweeps.estimate(lite).seconds == (2 * 110 + 2 * 310) / 2
     smoke = sweeps.plan("01", {"seed": [1, 2]})
     assert sweeps.estimate(smoke) is None
     assert "no earlier run" in "\n".join(sweeps.describe(smoke, 1))
@@ -466,6 +469,8 @@ def test_a_sweep_does_every_run_and_tells_of_those_that_fail(project, command, g
     folders = run_folders(project)
     kept = json.loads((folders["seed-2"] / "notebook.failed.ipynb").read_text())
     assert "ZeroDivisionError" in json.dumps(kept), "the traceback is in the notebook"
+    made = [folders["seed-2"], folders["seed-2"].parent]
+    assert all(map(files.is_own, made)), "`nuctut runs clean` may delete them"
     assert "smoke 3 1 None" in text_of(folders["seed-3"]), "two workers share two cores"
     # again: only the failed one is tried
     write_chapter(project / "book" / "01_tiny.ipynb", MARK, SAY, FAIL)

@@ -10,6 +10,7 @@ import os
 import pkgutil
 import sys
 import threading
+from contextlib import suppress
 
 import psutil
 
@@ -21,9 +22,16 @@ def end_with_parent() -> None:
 
 def _end_when_closed() -> None:
     sys.stdin.read()
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
+    kill_children_of(os.getpid())
     os._exit(1)
+
+
+def kill_children_of(number: int) -> None:
+    """End all processes that a process has started, and theirs; some may end meanwhile."""
+    with suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(number).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 if __name__ == "__main__":

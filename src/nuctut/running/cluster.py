@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ from rich.table import Table
 from nuctut import datasets, machine
 from nuctut.files import own
 from nuctut.paths import runs_root
-from nuctut.running import notebooks, sweeps
+from nuctut.running import children, notebooks, sweeps
 from nuctut.running.sweeps import EXIT, Outcome, Run, Sweep
 
 if TYPE_CHECKING:
@@ -131,9 +131,7 @@ def _wait(process: subprocess.Popen, limit: float) -> bool:
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:
-        with suppress(psutil.NoSuchProcess):
-            for one in psutil.Process(process.pid).children(recursive=True):
-                one.kill()
+        children.kill_children_of(process.pid)
         process.kill()
         process.wait()
     return False

@@ -9,8 +9,9 @@ import sys
 from subprocess import Popen
 from typing import Any
 
-import psutil
 from jupyter_client.manager import AsyncKernelManager
+
+from nuctut.running.children import kill_children_of
 
 # Whatever the environment says: a figure is part of the page.
 ENVIRONMENT = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
@@ -29,9 +30,8 @@ class Stop:
         self.asked = True
         if self.process is None or self.process.poll() is not None:
             return
-        kernel = psutil.Process(self.process.pid)
-        for process in (*kernel.children(recursive=True), kernel):
-            process.kill()
+        kill_children_of(self.process.pid)
+        self.process.kill()
 
 
 def kernel_class(stop: Stop) -> type[AsyncKernelManager]:

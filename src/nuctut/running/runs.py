@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -94,10 +95,9 @@ def inventory(root: Path | None = None) -> list[Entry]:
         try:
             found += list(_in_top(root, top))
         except OSError as error:
-            found.append(
-                _entry(root, "folder", top, None, lambda path, e=error: _unreadable(e, path))
-            )
-    found += [_entry(root, *leftover) for leftover in _leftovers(root, found)]
+            found.append(_entry(root, "folder", top, None, partial(_unreadable, error)))
+    for path, marked in list(_leftovers(root, found)):
+        found.append(_entry(root, "leftover", path, marked, _judge_leftover))
     return sorted((one for one in found if one), key=lambda entry: entry.name)
 
 
@@ -148,8 +148,8 @@ def _record_folders(top: Path) -> list[Path]:
     return sorted({path.parent for path in _files(top) if path.suffix == ".json"})
 
 
-def _leftovers(root: Path, found: Sequence[Entry | None]) -> Iterator[tuple]:
-    """Temporary files in marked folders that nobody will finish; as `_entry` takes them.
+def _leftovers(root: Path, found: Sequence[Entry | None]) -> Iterator[tuple[Path, Path]]:
+    """Temporary files that nobody will finish, and the marked folders that they lie in.
 
     No process of this machine may have the number in the name; and because several machines can
     share the folder, and the process may be another's, the file must be a day old as well.
@@ -157,14 +157,14 @@ def _leftovers(root: Path, found: Sequence[Entry | None]) -> Iterator[tuple]:
     whole = [entry.marked for entry in found if entry and entry.kind in ("fit", "sweep")]
     flat = [folder for folder in _folders(root) if _marked(folder)]
     flat += [entry.marked for entry in found if entry and entry.kind == "records"]
-    places = [(folder, os.walk(folder)) for folder in filter(None, whole)]
-    places += [(folder, [next(os.walk(folder), (folder, [], []))]) for folder in filter(None, flat)]
-    for marked, walk in places:
-        for path in (Path(place, name) for place, _, names in walk for name in names):
+    places = [(folder, _files_below(folder)) for folder in filter(None, whole)]
+    for folder in dict.fromkeys(filter(None, flat)):
+        places.append((folder, _files_below(folder, directly=True)))
+    for marked, paths in places:
+        for path in paths:
             temporary = TEMPORARY.fullmatch(path.name)
             if temporary and not psutil.pid_exists(int(temporary[1])) and _age(path) > DAY:
-                note = f"of process {temporary[1]}, which is gone"
-                yield "leftover", path, marked, lambda _, note=note: ("orphaned", note)
+                yield path, marked
 
 
 # --- how far it came -----------------------------------------------------------------------------
@@ -294,6 +294,10 @@ def _judge_records(folder: Path) -> tuple[str, str]:
     return "finished", f"{len(_files_of('records', folder))} records"
 
 
+def _judge_leftover(path: Path) -> tuple[str, str]:
+    return "orphaned", f"of process {TEMPORARY.fullmatch(path.name)[1]}, which is gone"
+
+
 # --- looking at folders --------------------------------------------------------------------------
 
 
@@ -323,13 +327,19 @@ def _marked(folder: Path) -> Path | None:
         return None
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files_below(folder: Path, *, directly: bool = False) -> Iterator[Path]:
+    """All files, links not followed, but for those in folders that cannot be read."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in names)
+        if directly:
+            return
+
+
+def _files(path: Path) -> Iterable[Path]:
     """The file itself, or the files below a folder, but for temporary ones."""
     if not path.is_dir():
-        yield path
-        return
-    for place, _, names in os.walk(path):  # which follows no links
-        yield from (Path(place, name) for name in names if not TEMPORARY.fullmatch(name))
+        return [path]
+    return (file for file in _files_below(path) if not TEMPORARY.fullmatch(file.name))
 
 
 def _files_of(kind: str, path: Path) -> list[Path]:

@@ -25,6 +25,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -627,13 +628,15 @@ def estimate(sweep: Sweep) -> Estimate | None:
     ]
     if earlier:
         return Estimate(statistics.median(earlier), f"the median of {len(earlier)} earlier runs")
-    by_seed: dict[int, float] = {}
+    known: list[records.Record] = []
     for folder in (results_root(), runs_root() / "results"):
-        for one in records.read_all(folder / notebook.stem):
-            if one.preset == preset:
-                measuring = (one.budget["seconds_per_image"] or 0.0) * one.data["count"]
-                by_seed.setdefault(one.seed, 0.0)
-                by_seed[one.seed] += one.budget["seconds"] + measuring
+        with suppress(Malformed, OSError):  # who looks at the scoreboard is told; here it is a hint
+            known += records.read_all(folder / notebook.stem)
+    by_seed: dict[int, float] = {}
+    for one in (one for one in known if one.preset == preset):
+        measuring = (one.budget["seconds_per_image"] or 0.0) * one.data["count"]
+        by_seed.setdefault(one.seed, 0.0)
+        by_seed[one.seed] += one.budget["seconds"] + measuring
     if by_seed:
         source = f"the whole chapter by its records at {preset}; less of it takes less"
         return Estimate(statistics.median(by_seed.values()), source)
