@@ -1,13 +1,19 @@
 """The book runs what has changed and nothing else, and never loses a good page to a bad one."""
 
 import os
+import subprocess
+import threading
 from itertools import count
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from chapter_maker import write_chapter, write_project
+from nbformat import v4
+from processes import NUCTUT, PATIENCE, is_alive, wait_for
 
+from nuctut.files import locked
 from nuctut.running import book, notebooks
 
 
@@ -246,3 +252,82 @@ def test_what_failed_is_kept_to_be_looked_at(project):
     kept = project / "_build" / "chapters" / "smoke" / "01_tiny.failed.ipynb"
     assert "disk on fire" in kept.read_text()
     assert notebooks.chapters()["01_tiny"].is_file()
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+DESCRIBED = {"mystnb": {"image": {"alt": "Four panels of nuclei."}}}
+
+
+def add_described_cell(notebook: Path, source: str) -> None:
+    node = nbformat.read(notebook, as_version=4)
+    node.cells.append(v4.new_code_cell(source, metadata=DESCRIBED))
+    nbformat.write(node, notebook)
+
+
+def test_a_page_without_its_figure_is_a_failed_build(project, rendered):
+    """A cell that ends on something else than its figure; and no next build calls it unchanged."""
+    chapter = project / "book" / "01_tiny.ipynb"
+    add_described_cell(chapter, "figure = 3")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"01_tiny has no figure where .*Four panels of nuc"):
+            book.build_book()
+    assert rendered == []
+    write_chapter(chapter, "print(preset)")
+    add_described_cell(chapter, "import matplotlib.pyplot as plt\nplt.subplots()[0]")
+    book.build_book()
+    assert len(rendered) == 1
+
+
+def test_a_chapter_that_was_not_looked_at_is_not_unchanged(project, ran, rendered, monkeypatch):
+    """A build that stops between a chapter's end and the look at its figures leaves no old key."""
+    book.build_book()
+    (project / "src" / "module.py").write_text("VALUE = 2\n")
+
+    def stops(executed):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(book, "_check_figures", stops)
+    with pytest.raises(KeyboardInterrupt):
+        book.build_book()
+    chapters = project / "_build" / "chapters" / "smoke"
+    assert (chapters / "02_small.key").exists() and not (chapters / "01_tiny.key").exists()
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+
+def test_a_second_build_waits_for_the_first(project, ran, rendered, capsys):
+    built = project / "_build"
+    built.mkdir()
+    with locked(built):
+        second = threading.Thread(target=book.build_book)
+        second.start()
+        told = wait_for(lambda: capsys.readouterr().out, "the second says that it waits")
+        assert told.startswith("Another `nuctut book` is at work in")
+        assert ran == []
+    second.join(PATIENCE)
+    assert ran == ["01_tiny", "02_small", "scoreboard"] and len(rendered) == 1
+
+
+def test_a_rendering_ends_with_the_build_that_was_killed(project, ran, monkeypatch, tmp_path):
+    """And so the next build has its folder for itself."""
+    slow = project / "slow.py"  # an extension of sphinx that takes its time
+    slow.write_text(f"""\
+import os, pathlib, time
+def setup(app):
+    pathlib.Path({str(tmp_path / "started")!r}).write_text(str(os.getpid()))
+    time.sleep(600)
+""")
+    extension = f"sphinx:\n  local_extensions: {{slow: {project}}}\n"
+    write(project / "_config.yml", f"title: Tiny\nexecute: {{}}\n{extension}")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    build = subprocess.Popen([*NUCTUT, "book"], **quiet)
+    mark = tmp_path / "started"
+    try:
+        pid = wait_for(lambda: mark.exists() and mark.read_text(), "the rendering")
+        child = psutil.Process(int(pid))
+    finally:
+        build.kill()
+        build.wait()
+    wait_for(lambda: not is_alive(child), "the rendering ends")

@@ -2,14 +2,19 @@
 
 import os
 import re
+import signal
+import subprocess
 import sys
 
 import made_records
+import psutil
 import pytest
 from chapter_maker import write_chapter, write_project
+from processes import NUCTUT, PATIENCE, is_alive, wait_for
 
 from nuctut import cli, datasets, records
-from nuctut.running import book, cluster, notebooks, sweeps
+from nuctut.own_images import predict
+from nuctut.running import book, cluster, notebooks, runs, sweeps
 
 
 @pytest.fixture
@@ -36,6 +41,18 @@ def project(tmp_path, monkeypatch):
     write_chapter(root / "book" / "01_tiny.ipynb", "print(seed)")
     monkeypatch.chdir(root)
     return root
+
+
+def test_old_fits_are_accepted_where_that_is_said(nuctut, monkeypatch):
+    monkeypatch.setenv(cli.ACCEPT, "")
+    asked = []
+    monkeypatch.setattr(notebooks, "run_chapter", lambda *_: asked.append(os.environ[cli.ACCEPT]))
+    nuctut("run", "01")
+    nuctut("run", "01", "--accept-old-fit")
+    assert asked == ["", "1"]
+    from nuctut import experiments
+
+    assert cli.ACCEPT == experiments.ACCEPT
 
 
 def test_data_list_says_what_is_here(nuctut):
@@ -114,6 +131,8 @@ def test_run_list_shows_the_parameters_and_runs_nothing(nuctut, project):
         (["run", "01", "-p", "seed"], "NAME=VALUE, not 'seed'"),
         (["run", "01", "-p", "seed=1", "-p", "seed=2"], "'seed' is given twice"),
         (["sweep", "01", "-g", "seed=1,x"], "parameter seed: expected int, not 'x'"),
+        (["sweep", "01", "-g", "seed=1", "--scheduler", "ucx://x:1"], "not 'ucx://x:1'"),
+        (["sweep", "01", "-g", "seed=1", "--tls-ca", "x"], "--tls-ca: no file x"),
         (["book", "--preset", "huge"], "no preset 'huge', but smoke, lite, paper"),
     ],
 )
@@ -133,7 +152,9 @@ def test_sweep_takes_its_grid_from_options_and_from_a_file(nuctut, project, monk
     assert nuctut("sweep", "01", "--grid", grid, *words)[0] == 1, "some runs failed"
     plan, how = asked
     assert plan == ("01", {"rate": [0.1, 0.2], "seed": ["1", "2"]}, {"preset": "smoke"}, None)
+    certificates = how.pop("certificates")
     assert how == {"scheduler": "", "workers": 3, "threads": None, "limit": 7200.0}
+    assert certificates is None
     monkeypatch.setattr(cluster, "carry_out", lambda *_, **how: True)
     assert nuctut("sweep", "run", "01", "-g", "seed=1")[0] == 0, "the long way to say it"
 
@@ -179,3 +200,71 @@ def test_an_unexpected_error_keeps_its_traceback(nuctut, monkeypatch):
     monkeypatch.setattr(book, "build_book", broken)
     with pytest.raises(KeyError):
         nuctut("book")
+
+
+# --- being stopped -------------------------------------------------------------------------------
+
+STOPPED = "Stopped. The same command goes on from here.\n"
+SLEEP = """\
+import pathlib, time
+pathlib.Path("started").touch()
+time.sleep(600)"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals there")
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        (["run", "01"], signal.SIGINT),
+        (["run", "01"], signal.SIGTERM),
+        (["book"], signal.SIGTERM),
+        (["sweep", "01", "-g", "seed=1,2", "--workers", "1"], signal.SIGINT),
+    ],
+    ids=["run-int", "run-term", "book-term", "sweep-int"],
+)
+def test_whoever_stops_a_command_gets_one_line(project, monkeypatch, words, number):
+    """Ctrl-C reaches all processes of a terminal, SIGTERM the command alone."""
+    monkeypatch.setenv("NUCTUT_DATA", str(project / "data"))
+    write_chapter(project / "book" / "01_tiny.ipynb", SLEEP)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = subprocess.Popen([*NUCTUT, *words], **pipes, start_new_session=True)
+    try:
+        wait_for((project / "book" / "started").exists, "the chapter")
+        family = psutil.Process(command.pid).children(recursive=True)
+        send = os.killpg if number == signal.SIGINT else os.kill
+        send(command.pid, number)
+        _, err = command.communicate(timeout=PATIENCE)
+    finally:
+        command.kill()
+    assert command.returncode == 128 + number
+    told = [line for line in err.replace("\r", "\n").splitlines() if "Executing: " not in line]
+    assert [line for line in told if line] == [STOPPED.strip()]
+    wait_for(lambda: not any(map(is_alive, family)), "all of its processes end")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals there")
+@pytest.mark.parametrize(
+    ("words", "place", "name"),
+    [
+        (["data", "fetch", "bbbc039"], datasets, "fetch"),
+        (["predict", "a.tif", "--run", "x", "-o", "out"], predict, "load"),
+        (["export", "--run", "x", "-o", "net.onnx"], runs, "find_fit"),
+        (["runs", "clean"], runs, "inventory"),
+    ],
+    ids=["fetch", "predict", "export", "clean"],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_every_command_is_stopped_in_the_same_words(
+    nuctut, monkeypatch, words, place, name, number
+):
+    def stopped(*_, **__):
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        finally:
+            raise RuntimeError("and then its tidying up fails")
+
+    monkeypatch.setattr(place, name, stopped)
+    before = signal.getsignal(number)
+    assert nuctut(*words) == (128 + number, "", STOPPED)
+    assert signal.getsignal(number) == before

@@ -1,12 +1,22 @@
 """Chapters are found, their parameters held to, and runs end whole or not at all."""
 
+import json
+import subprocess
+import sys
+import time
+import warnings
+
 import nbformat
+import psutil
 import pytest
 from chapter_maker import write_chapter, write_project
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import NUCTUT, is_alive, wait_for
 
-from nuctut import paths
+from nuctut import paths, training
+from nuctut.experiments import four_architectures
+from nuctut.files import MARKER
 from nuctut.running import notebooks
 
 SAY = "import os\nprint(preset, seed, rate, quick, os.path.basename(os.getcwd()))"
@@ -133,11 +143,136 @@ def test_texts_and_values_become_the_parameters_type(project):
         ({"quick": 1}, "parameter quick: expected bool"),
         ({"preset": 3}, "parameter preset: expected str"),
         ({"preset": "huge"}, "no preset 'huge', but smoke, lite, paper"),
+        ({"rate": "nan"}, "parameter rate: expected a finite number, not nan"),
+        ({"rate": float("inf")}, "parameter rate: expected a finite number, not inf"),
+        ({"rate": "-1e999"}, "parameter rate: expected a finite number, not -inf"),
+        ({"rate": 10**400}, "parameter rate: expected float"),
+        ({"seed": "9" * 5000}, "parameter seed: expected int"),
+        ({"seed": -1}, "parameter seed: expected 0 to 4,294,967,295, not -1"),
+        ({"seed": str(2**32)}, "parameter seed: expected 0 to 4,294,967,295, not 4294967296"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_exists(project, values, told):
     with pytest.raises(ValueError, match=told):
         notebooks.check_values(project / "book" / "01_tiny.ipynb", values)
+
+
+CHOICES = """\
+data: str = "preset"  # where from
+device: str = "auto"  # on what
+images: int = 0  # how many
+epochs: int = 0  # how long
+learning_rate: float = 0.0  # how fast
+teachers: str = "all"  # which
+networks: str = "all"  # which
+configuration: str = "shape/intensity"  # how
+shift: int = 2  # where to"""
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"learning_rate": "-0.001"}, "learning_rate: expected 0 to .*, not -0.001"),
+        ({"epochs": -3}, "epochs: expected 0 to .*, not -3"),
+        ({"images": "-1"}, "images: expected 0 to .*, not -1"),
+        ({"device": "cuda"}, "device: expected one of auto, cpu, gpu, not 'cuda'"),
+        ({"data": "fake"}, "data: expected one of .*real, simulated.*preset, not 'fake'"),
+        ({"teachers": "consensus,nobody"}, "teachers: expected some of .*consensus.*not 'nobody'"),
+        ({"networks": "u-net,"}, "networks: expected some of simple-cnn, .*not ''"),
+        ({"configuration": ""}, "configuration: expected one of shape/intensity, .*not ''"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_before_anything_starts(tmp_path, values, told):
+    notebook = write_chapter(tmp_path / "a.ipynb", parameters=CHOICES)
+    with pytest.raises(ValueError, match=told):
+        notebooks.check_values(notebook, values)
+
+
+def test_what_is_in_range_is_taken(tmp_path):
+    notebook = write_chapter(tmp_path / "a.ipynb", parameters=CHOICES)
+    values = {"data": "preset", "device": "cpu", "teachers": "consensus, ground-truth"}
+    values |= {"networks": "all", "shift": -3, "epochs": 0, "learning_rate": 0.0}
+    assert notebooks.check_values(notebook, values) == values
+
+
+def test_only_where_it_is_the_default_preset_names_data(tmp_path):
+    notebook = write_chapter(tmp_path / "a.ipynb", parameters='data: str = "auto"  # where from')
+    with pytest.raises(ValueError, match=r"expected one of auto, .*not 'preset'"):
+        notebooks.check_values(notebook, {"data": "preset"})
+
+
+def test_what_the_books_chapters_take_is_known():
+    """The tables of names say what the chapters and the rooms they call know."""
+    assert notebooks.SOME_OF["networks"] == tuple(four_architectures.NETWORKS)
+    assert notebooks.ONE_OF["device"] == tuple(training.DEVICES)
+    known = notebooks.ONE_OF | notebooks.SOME_OF
+    for path in notebooks.chapters().values():
+        code = "\n".join(cell.source for cell in notebooks.read_notebook(path).cells)
+        for name, parameter in notebooks.read_parameters(path).items():
+            assert notebooks.check_values(path, {name: parameter.default})
+            if parameter.type is str and name != "preset":
+                assert name in known, f"{path.name}: say in notebooks.ONE_OF what {name} may be"
+        if "TEACHERS = {" in code:
+            for name in notebooks.SOME_OF["teachers"]:
+                assert (
+                    f'"{name.replace("-", " ")}"' in code or f'"{name.replace("-", "/")}"' in code
+                )
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_starts(project, monkeypatch):
+    parameters = 'device: str = "auto"  # on what'
+    write_chapter(project / "book" / "01_tiny.ipynb", parameters=parameters)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="no GPU that torch can use; say device=cpu"):
+        notebooks.run_chapter("01", {"device": "gpu"}, verbose=False)
+    assert not (project / "runs").exists()
+
+
+CELL = '{"cell_type": "code", "metadata": %s, "source": "", "outputs": [], "execution_count": null}'
+NOTEBOOK = '{"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [%s]}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "null", "[]", "{}", '{"nbformat": 99}', '{"nbformat": 3, "worksheets": 4}',
+     '{"cells": 3}', "[" * 100_000, NOTEBOOK % CELL % '{"tags": 3}', NOTEBOOK % "{}"],
+)  # fmt: skip
+def test_a_chapter_that_is_no_notebook_is_one_sentence(project, text):
+    path = project / "book" / "01_tiny.ipynb"
+    path.write_text(text)
+    with warnings.catch_warnings(), pytest.raises(ValueError) as caught:
+        warnings.simplefilter("ignore")
+        notebooks.run_chapter("01", verbose=False)
+    assert str(caught.value).startswith(f"{path}: not a notebook (")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [
+        ("%matplotlib inline", "no Python"),
+        ("seed: int = 0\n  rate: float = 1.0", "no Python"),
+        ("seed: int = '\0'", "no Python"),
+        ("seed: int = " + "-" * 10_000 + "1", "parameters cell"),
+        ("seed: int = 0\nfor n in range(3):\n    print(n)", r"'for n in range\(3\):': expected"),
+        ("import os", "'import os': expected `name: type"),
+        ("seed: int = 0\nseed: int = 1", "'seed: int = 1': it stands there twice"),
+        ("seed: int = {[]: 1}", "parameters cell"),
+    ],
+)
+def test_a_parameters_cell_that_holds_code_is_one_sentence(tmp_path, cell, told):
+    notebook = write_chapter(tmp_path / "odd.ipynb", parameters=cell)
+    with pytest.raises(ValueError, match=told) as caught:
+        notebooks.read_parameters(notebook)
+    assert str(caught.value).startswith("odd.ipynb, parameters cell, ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "a: [", "chapters: 3", "chapters: [3]", "parts: [{}]"])
+def test_a_malformed_table_of_contents_is_named(project, text):
+    (project / "_toc.yml").write_text(text)
+    with pytest.raises(ValueError, match=r"_toc\.yml: not a table of contents"):
+        notebooks.chapters()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
@@ -165,7 +300,7 @@ def test_a_run_gets_its_values_in_the_books_folder_and_lands_in_runs(project):
     output = notebooks.run_chapter("01", {"preset": "lite", "seed": "3"}, verbose=False)
     assert output.parent == project / "runs" / "01_tiny"
     assert texts(output) == ["lite 3 0.001 False book\n"]
-    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    assert {path.name for path in output.parent.iterdir()} == {output.name, MARKER}
 
 
 def test_a_wrong_value_stops_a_run_before_it_starts(project):
@@ -185,7 +320,7 @@ def test_a_failing_cell_is_told_and_leaves_the_earlier_run_as_it_was(project):
     assert "01_tiny failed in cell [3]: ZeroDivisionError: division by zero" in message
     assert "> # go on" in message and str(failed) in message
     assert output.read_bytes() == earlier
-    assert {path.name for path in output.parent.iterdir()} == {output.name, failed.name}
+    assert {path.name for path in output.parent.iterdir()} == {output.name, failed.name, MARKER}
     notebooks.run_chapter("01", {"seed": 1}, verbose=False)
     assert failed.exists(), "another run's leftovers are not this run's to tidy"
 
@@ -205,3 +340,64 @@ def test_runs_are_named_by_their_parameters():
     assert len({notebooks.run_key(values) for values in same_letters}) == 3
     assert notebooks.run_key({}) == "as-it-stands"
     assert len(notebooks.run_key({"a": "long" * 100})) < 100
+
+
+# --- kernels -------------------------------------------------------------------------------------
+
+PLOT = """\
+import matplotlib.pyplot as plt
+figure, axes = plt.subplots()
+axes.plot([0, 1])
+figure"""
+
+
+@pytest.mark.parametrize("backend", ["agg", "pdf", "TkAgg"])
+def test_figures_are_shown_whatever_the_environment_says(project, monkeypatch, backend):
+    monkeypatch.setenv("MPLBACKEND", backend)
+    write_chapter(project / "book" / "01_tiny.ipynb", PLOT)
+    cells = nbformat.read(notebooks.run_chapter("01", verbose=False), as_version=4).cells
+    assert any("image/png" in output.get("data", {}) for output in cells[-1].outputs)
+
+
+def test_a_kernel_listens_on_the_loopback_interface_alone(project):
+    """It tells all of its process's sockets, and how it was told to reach its owner."""
+    look = """\
+import json, psutil
+ports = [one.laddr for one in psutil.Process().net_connections() if one.status == "LISTEN"]
+print(json.dumps(ports))"""
+    write_chapter(project / "book" / "01_tiny.ipynb", look)
+    (text,) = texts(notebooks.run_chapter("01", verbose=False))
+    listening = json.loads(text)
+    assert len(listening) >= 5 and {host for host, _ in listening} == {"127.0.0.1"}
+
+
+def start(*words):
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([*NUCTUT, *words], **quiet)
+
+
+# The first statement says that it is there; the second keeps Python's lock for hours, so that no
+# other thread of the kernel can look whether anybody still wants it.
+STUBBORN = """\
+import os, pathlib
+pathlib.Path("started").write_text(str(os.getpid()))
+sum(range(10**13))"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ipykernel's own look-out is all there is")
+def test_no_kernel_outlives_a_killed_run(project):
+    write_chapter(project / "book" / "01_tiny.ipynb", STUBBORN)
+    mark = project / "book" / "started"
+    run = start("run", "01")
+    kernel = psutil.Process(int(wait_for(lambda: mark.exists() and mark.read_text(), "the cell")))
+    try:
+        run.kill()
+        run.wait()
+        begun = time.monotonic()
+        while is_alive(kernel) and time.monotonic() < begun + 10:
+            time.sleep(0.05)
+        assert not is_alive(kernel)
+    finally:
+        run.kill()
+        if is_alive(kernel):
+            kernel.kill()

@@ -2,19 +2,22 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import made_records
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from chapter_maker import write_chapter, write_project
+from chapter_maker import PARAMETERS, write_chapter, write_project
 from processes import NUCTUT, PATIENCE, is_alive, wait_for
 
-from nuctut import records
+from nuctut import files, records
 from nuctut.running import cluster, notebooks, sweeps
 
 # A chapter that tells when and where it starts, waits for leave to end, and measures something.
@@ -134,6 +137,10 @@ def test_the_folder_tells_sweeps_apart_and_finds_the_same_one_again(project):
         ({"seed": [1, "1"]}, {}, "value of 'seed' must be given once"),
         ({"seed": []}, {}, "value of 'seed' must be given once"),
         ({}, {"seed": 1}, "grid is empty"),
+        ({"seed": [-1]}, {}, "parameter seed: expected 0 to"),
+        ({"rate": [0.1, float("nan")]}, {}, "parameter rate: expected a finite number"),
+        ({"seed": range(10**5), "rate": range(10**4)}, {}, "1,000,000,000 runs are too many"),
+        ({"seed": range(10_001)}, {}, "10,001 runs are too many for one sweep, which takes 10,000"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_starts(project, grid, fixed, told):
@@ -149,12 +156,43 @@ def test_a_grid_is_read_from_yaml(tmp_path):
     assert grid == {"rate": ["1e-3", 0.1], "seed": [0, 1], "preset": ["smoke"], "quick": [True]}
 
 
-@pytest.mark.parametrize("text", ["", "seed", "- seed\n", "seed: {a: 1}", "seed: [[1]]", "a: [b"])
-def test_a_file_that_is_no_grid_is_named(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "expected lines such as"),
+        ("seed", "expected lines such as"),
+        ("- seed\n", "expected lines such as"),
+        ("seed: {a: 1}", "seed must be a value or a list"),
+        ("seed: [[1]]", "seed must be a value or a list"),
+        ("seed: 2020-01-01", "seed must be a value or a list"),
+        ("a: [b", "not a YAML file"),
+        ("seed: [1]\nrate: [0.1]\nseed: [2]\n", "seed stands there more than once.*line 3"),
+        ("1: [1]\n'1': [2]\n", "1 stands there more than once"),
+        ("a: {b: 1, b: 2}", "b stands there more than once"),
+        ("a: &x [1]\nb: *x\n", "aliases are not read here.*line 2"),
+        ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]\n", "aliases are not read"),
+        ("a: " + "[" * 3000 + "]" * 3000, "too deep"),
+        ("a: " + "{b: " * 3000 + "1" + "}" * 3000, "too deep"),
+        ("a: !!python/object/apply:os.getcwd []", "not a YAML file"),
+        ("a: " + "9" * 5000, "not a YAML file"),
+        ("a: '\0'", "not a YAML file"),
+        ("a: [" + "1, " * 400_000 + "1]", "expected at most 1,000,000 characters"),
+    ],
+)
+def test_a_file_that_is_no_grid_is_named(tmp_path, text, told):
     path = tmp_path / "grid.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"grid\.yaml: "):
+    with pytest.raises(ValueError, match=rf"(?s)grid\.yaml: .*{told}") as caught:
         sweeps.read_grid(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_infinite_values_of_a_file_are_refused(project, tmp_path):
+    path = tmp_path / "grid.yaml"
+    for text in ("[.inf]", "[0.1, .nan]", "[-.inf]"):
+        path.write_text(f"rate: {text}\n")
+        with pytest.raises(ValueError, match="parameter rate: expected a finite number"):
+            sweeps.plan("01", sweeps.read_grid(path))
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5h", 5400), ("30m", 1800)])
@@ -205,6 +243,9 @@ def test_without_earlier_runs_the_records_of_the_preset_tell(project):
     lite = sweeps.plan("01", {"seed": [1, 2]}, {"preset": "lite"})
     assert sweeps.estimate(lite).seconds == (2 * 110 + 2 * 310) / 2
     assert "the whole chapter by its records at lite" in sweeps.estimate(lite).source
+    (project / "runs" / "results" / "01_tiny").mkdir(parents=True)
+    (project / "runs" / "results" / "01_tiny" / "bad.json").write_text("{")
+    assert sweeps.estimate(lite).seconds == (2 * 110 + 2 * 310) / 2
     smoke = sweeps.plan("01", {"seed": [1, 2]})
     assert sweeps.estimate(smoke) is None
     assert "no earlier run" in "\n".join(sweeps.describe(smoke, 1))
@@ -275,6 +316,80 @@ def test_a_sweep_is_drawn_against_what_varies(project):
         sweeps.draw(frame, sweep.folder, "f1_50", "quick")
 
 
+def test_a_run_with_a_record_that_cannot_be_read_has_failed(project):
+    run = sweeps.plan("01", {"seed": [1]}).runs[0]
+    (run.folder / "records").mkdir(parents=True)
+    (run.folder / "records" / "bad.json").write_text("{")
+    outcome = sweeps._finish(run, "done", 1.0)
+    assert outcome.state == "failed" and "bad.json" in outcome.error
+    assert sweeps.outcome_of(run) == outcome
+
+
+@pytest.mark.parametrize("line", ["", "\n", "{}\n", "[1]\n", '{"run": {}, "since": 0}\n'])
+def test_the_process_of_a_run_that_is_told_nonsense_says_so(line):
+    command = [sys.executable, "-m", "nuctut.running.sweeps"]
+    done = subprocess.run(command, input=line, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("standard input: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_whatever_is_wrong_with_a_table_the_error_names_it(project, tmp_path, suffix):
+    """Bytes changed, cut and added at random: a table as before, or one error of one kind."""
+    sweep = sweeps.plan("01", {"rate": [0.1, 0.2], "seed": [1]})
+    for run in sweep.runs:
+        measured_run(run, 3)
+    sweeps.write_table(sweep.folder)
+    good = (sweep.folder / f"sweep{suffix}").read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / f"mutated{suffix}"
+    refused = 0
+    for number in range(600):  # half of them near the end, where Parquet says what is in it
+        changed = bytearray(good)
+        first = max(0, len(good) - 3000) if number % 2 else 0
+        for at in rng.integers(first, len(good), 1 + number % 5):
+            changed[at] = rng.integers(256)
+        if number % 7 == 0:
+            del changed[rng.integers(len(changed)) :]
+        path.write_bytes(changed)
+        try:
+            frame = sweeps.read_table(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: not a table") and "\n" not in str(error)
+            refused += 1
+            continue
+        try:
+            sweeps.shown(frame, "f1_50")
+        except ValueError as error:
+            assert "No run has a score" in str(error)
+    assert 50 < refused
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda f: f.assign(seconds="long"), "seconds must be numbers"),
+        (lambda f: f.assign(**{"dl-ground-truth:f1_50": "high"}), "f1_50 must be numbers"),
+        (lambda f: f.drop(columns="dl-ground-truth:f1_50:low"), "lacks .*f1_50:low"),
+        (lambda f: f.drop(columns="run"), "lacks run"),
+    ],
+)
+def test_a_table_is_held_against_what_is_read_from_it(project, tmp_path, change, told):
+    sweep = sweeps.plan("01", {"rate": [0.1], "seed": [1]})
+    measured_run(sweep.runs[0], 3)
+    path = tmp_path / "changed.csv"
+    change(sweeps.write_table(sweep.folder)).to_csv(path, index=False)
+    with pytest.raises(ValueError, match=rf"changed\.csv: not a table of a sweep; .*{told}"):
+        sweeps.read_table(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such files there")
+def test_a_pipe_is_no_table(tmp_path):
+    os.mkfifo(tmp_path / "sweep.csv")
+    with pytest.raises(ValueError, match="not a table of a sweep"):
+        sweeps.read_table(tmp_path / "sweep.csv")
+
+
 def test_a_file_that_is_no_table_is_named(tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("run,chapter\n1,2\n")
@@ -295,7 +410,27 @@ def test_a_run_from_another_version_of_its_chapter_is_not_done(project):
     assert not any(sweeps.outcome_of(run) for run in changed.runs)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "done", "more": 1}'])
+DONE = {"state": "done", "seconds": 1.0, "finished": 1.0, "chapter": "01_tiny",
+        "parameters": {"seed": 1, "rate": 0.5, "quick": True, "preset": "smoke"},
+        "scores": {"a:f1_50": 0.5, "a:f1_50:low": None}}  # fmt: skip
+WRONG = [{"more": 1}, {"state": "busier"}, {"state": None}, {"seconds": "1"}, {"seconds": -1},
+         {"seconds": float("nan")}, {"finished": 1e300}, {"chapter": 3}, {"parameters": [1]},
+         {"parameters": {"seed": None}}, {"parameters": {"seed": [1]}}, {"scores": None},
+         {"scores": {"a:f1_50": "high"}}, {"error": ["no"]}, {"made_from": 1}]  # fmt: skip
+
+
+def test_a_run_file_is_read_as_it_was_written(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(DONE))
+    outcome = sweeps.read_outcome(tmp_path)
+    assert asdict(outcome) == asdict(sweeps.Outcome("done")) | DONE
+    assert [type(value) for value in outcome.parameters.values()] == [int, float, bool, str]
+    files.write_json(tmp_path / "run.json", outcome)
+    assert sweeps.read_outcome(tmp_path) == outcome
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "[" * 100_000, *(json.dumps(DONE | one) for one in WRONG)]
+)
 def test_a_run_file_that_is_broken_is_no_end(project, text):
     run = sweeps.plan("01", {"seed": [1]}).runs[0]
     run.folder.mkdir(parents=True)
@@ -334,6 +469,8 @@ def test_a_sweep_does_every_run_and_tells_of_those_that_fail(project, command, g
     folders = run_folders(project)
     kept = json.loads((folders["seed-2"] / "notebook.failed.ipynb").read_text())
     assert "ZeroDivisionError" in json.dumps(kept), "the traceback is in the notebook"
+    made = [folders["seed-2"], folders["seed-2"].parent]
+    assert all(map(files.is_own, made)), "`nuctut runs clean` may delete them"
     assert "smoke 3 1 None" in text_of(folders["seed-3"]), "two workers share two cores"
     # again: only the failed one is tried
     write_chapter(project / "book" / "01_tiny.ipynb", MARK, SAY, FAIL)
@@ -430,24 +567,119 @@ def test_one_run_has_one_gpu(project, go):
     assert {line.split()[-1].strip('\\n",') for line in seen} == {"5", "7"}
 
 
-def test_a_running_scheduler_is_used(project, command, go, tmp_path):
+@pytest.fixture
+def dask(tmp_path):
+    """Starts a scheduler and a worker of one thread by hand, and returns the address."""
+    begun = []
+
+    def start(*options):
+        contact = tmp_path / f"scheduler-{len(begun)}.json"
+        common = ["--no-dashboard", "--host", "127.0.0.1", "--scheduler-file", contact, *options]
+        one, other = (f"distributed.cli.dask_{kind}" for kind in ("scheduler", "worker"))
+        for words in (
+            [one, "--port", "0"],
+            [other, "--nthreads", "1", "--local-directory", tmp_path],
+        ):
+            command = [sys.executable, "-m", *words, *common]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            begun.append(subprocess.Popen([*map(str, command)], **quiet))
+        wait_for(contact.exists, "the scheduler")
+        return json.loads(contact.read_text())["address"]
+
+    yield start
+    for process in reversed(begun):
+        process.kill()
+        process.wait()
+
+
+def test_a_running_scheduler_is_used(project, command, go, dask):
     go()
-    python, quiet = sys.executable, {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    contact = tmp_path / "scheduler.json"
-    scheduler = [python, "-m", "distributed.cli.dask_scheduler", "--no-dashboard", "--port", "0",
-                 "--host", "127.0.0.1", "--scheduler-file", contact]  # fmt: skip
-    worker = [python, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-dashboard",
-              "--scheduler-file", contact, "--local-directory", tmp_path]  # fmt: skip
-    with subprocess.Popen(scheduler, **quiet) as one, subprocess.Popen(worker, **quiet) as other:
-        try:
-            wait_for(contact.exists, "the scheduler")
-            address = json.loads(contact.read_text())["address"]
-            status, out = ended(command("sweep", "01", "-g", "seed=5", "--scheduler", address))
-        finally:
-            other.kill()
-            one.kill()
+    status, out = ended(command("sweep", "01", "-g", "seed=5", "--scheduler", dask()))
     assert status == 0, out
     assert list(table(project)["seed"]) == [5]
+
+
+def certificates(folder, name):
+    """A key, and a certificate that it has signed itself, as the options of a command."""
+    key, certificate = folder / f"{name}.key", folder / f"{name}.pem"
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    made = ["-keyout", key, "-out", certificate]
+    subprocess.run(["openssl", *words, *made], check=True, capture_output=True)
+    return {"ca": certificate, "cert": certificate, "key": key}
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="certificates are made by openssl")
+def test_a_scheduler_with_certificates_lets_in_those_that_it_knows(
+    project, command, go, dask, tmp_path, monkeypatch
+):
+    go()
+    ours, others = (certificates(tmp_path, name) for name in ("ours", "others"))
+    address = dask(*(f"--tls-{'ca-file' if n == 'ca' else n}={file}" for n, file in ours.items()),
+                   "--protocol", "tls")  # fmt: skip
+    assert address.startswith("tls://")
+    options = [f"--tls-{name}={file}" for name, file in ours.items()]
+    words = ("sweep", "01", "-g", "seed=5", "--scheduler", address)
+    status, out = ended(command(*words, *options))
+    assert status == 0, out
+    assert list(table(project)["seed"]) == [5]
+    status, out = ended(command(*words))
+    assert status == 1 and "--tls-key go together" in out
+    monkeypatch.setattr(cluster, "CONNECTING", 2)
+    for theirs in (others, others | {"ca": ours["ca"]}):
+        with pytest.raises(ValueError, match="No dask scheduler answers at tls://"):
+            with cluster.client_of(address, cluster.Certificates.given(**theirs)):
+                pass
+    with pytest.raises(ValueError, match="No dask scheduler answers at tcp://"):
+        with cluster.client_of(address.replace("tls:", "tcp:")):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"ca": __file__, "cert": None, "key": None}, "--tls-cert is missing"),
+        ({"ca": __file__, "cert": __file__, "key": "/nowhere"}, "--tls-key: no file /nowhere"),
+    ],
+)
+def test_of_certificates_all_are_wanted(files, told):
+    given = {name: path and Path(path) for name, path in files.items()}
+    with pytest.raises(ValueError, match=told):
+        cluster.Certificates.given(**given)
+    assert cluster.Certificates.given(**dict.fromkeys(given)) is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["ucx://x:1", "inproc://x", "ws://x:1", "http://x:1", "x", "x:y", "tcp://", "tcp://:1",
+     "tcp://x:-1", "tcp://x:99999", "tcp://[::1", "://", "tcp://a b:1", "/tmp/x.json", "\0:1"],
+)  # fmt: skip
+def test_an_address_that_dask_does_not_speak_is_one_sentence(project, address):
+    sweep = sweeps.plan("01", {"seed": [1]})
+    with pytest.raises(ValueError, match="address reads like tcp://node1:8786") as caught:
+        cluster.carry_out(sweep, scheduler=address)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_of_a_local_sweep_listens_to_the_network(project):
+    with cluster.local_client(2, []) as client:
+        assert len(client.scheduler_info()["workers"]) == 2
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        ports = [port for one in family for port in one.net_connections("inet")]
+    hosts = [port.laddr.ip for port in ports if port.status == psutil.CONN_LISTEN]
+    assert len(hosts) >= 6, "scheduler, two nannies, two workers, and what they tell about them"
+    assert set(hosts) <= {"127.0.0.1", "::1"}
+
+
+def test_a_gpu_that_is_not_here_is_told_before_anything_starts(project, monkeypatch):
+    parameters = PARAMETERS + '\ndevice: str = "auto"  # on what'
+    write_chapter(project / "book" / "01_tiny.ipynb", MARK, parameters=parameters)
+    sweep = sweeps.plan("01", {"seed": [1]}, {"device": "gpu"})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="device=gpu: this machine has no GPU"):
+        cluster.carry_out(sweep, workers=1)
+    monkeypatch.setattr(cluster, "CONNECTING", 1)
+    with pytest.raises(ValueError, match="No dask scheduler answers"):  # workers may have one
+        cluster.carry_out(sweep, scheduler="tcp://127.0.0.1:9")
 
 
 def test_a_scheduler_that_is_not_there_is_one_sentence(project, monkeypatch):
@@ -463,6 +695,7 @@ def test_a_scheduler_that_is_not_there_is_one_sentence(project, monkeypatch):
         ({"workers": 0}, "workers must be at least 1"),
         ({"threads": 0}, "threads must be at least 1"),
         ({"scheduler": "tcp://x:1", "workers": 2}, "either --scheduler or --workers"),
+        ({"certificates": cluster.Certificates(*3 * [Path("x")])}, "give --scheduler too"),
     ],
 )
 def test_senseless_numbers_are_refused(project, how, told):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import click
@@ -33,6 +35,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="The data sets: list, fetch, check, simulate.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+ACCEPT = "NUCTUT_ACCEPT_OLD_FIT"  # of `experiments`, whose import takes seconds
+
 DataSet = Annotated[str, typer.Argument(metavar="NAME", help="As `nuctut data list` names it.")]
 Chapter = Annotated[str, typer.Argument(help='Its name or the beginning of it, such as "01".')]
 Parameters = Annotated[
@@ -41,18 +45,57 @@ Parameters = Annotated[
 ]
 
 
+class Stop:
+    """What Ctrl-C and SIGTERM do: the first one ends the command in order, the second at once.
+
+    Attributes:
+        number: Of the signal; 0 where none came.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            os._exit(128 + number)
+        self.number = number
+        raise SystemExit(128 + number)  # not KeyboardInterrupt: typer has its own word for that
+
+
 def main() -> None:
-    """Entry point: what goes wrong in an expected way is one message, and exit status 1."""
+    """Entry point: what goes wrong in an expected way is one message, and exit status 1.
+
+    Ctrl-C and SIGTERM are one message too, whatever they broke off, and exit status 130 or 143.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no character that a terminal lacks ends it
             stream.reconfigure(errors="backslashreplace")
     if runs := os.environ.get("NUCTUT_RUNS"):  # chapters run in a folder of their own
         os.environ["NUCTUT_RUNS"] = str(Path(runs).expanduser().resolve())
+    stop = Stop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup asks
+            signal.signal(number, stop)
     try:
         app()
-    except (ValueError, RuntimeError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False, highlight=False)
+    except BaseException as error:
+        _end(error, stop.number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(error: BaseException, stopped: int) -> None:
+    """End the command in words, where the error is one that is expected."""
+    console = Console(stderr=True, soft_wrap=True)
+    if stopped:
+        console.print("Stopped. The same command goes on from here.")
+        sys.exit(128 + stopped)
+    if isinstance(error, ValueError | RuntimeError | OSError):
+        console.print(f"Error: {error}", markup=False, highlight=False)
         sys.exit(1)
+    raise error
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -140,8 +183,8 @@ def runs_list() -> None:
     _print_entries(entries)
     states = [entry.state for entry in entries]
     if broken := states.count("broken"):
-        typer.echo(f"{broken} broken: run again with the same parameters, they go on.")
-    if orphaned := states.count("orphaned"):
+        typer.echo(f"{broken} broken: run again with the same parameters, what stopped goes on.")
+    if orphaned := sum(entry.state == "orphaned" and bool(entry.marked) for entry in entries):
         typer.echo(f"{orphaned} orphaned: `nuctut runs clean` deletes them, after asking.")
 
 
@@ -181,7 +224,7 @@ def runs_clean(
         raise typer.Exit(1)
     deleted = runs.delete(entries)
     for entry in deleted.kept:
-        typer.echo(f"Kept {entry.name}: it is at work, or has changed just now.")
+        typer.echo(f"Kept {entry.name}: it is at work, has changed just now, or cannot be deleted.")
     typer.echo(f"{decimal(deleted.bytes)} freed.")
 
 
@@ -219,10 +262,16 @@ def run(
     show: Annotated[
         bool, typer.Option("--list", help="Show the chapter's parameters and stop.")
     ] = False,
+    accept_old_fit: Annotated[
+        bool,
+        typer.Option("--accept-old-fit", help="Take up finished fits of other code; records say."),
+    ] = False,
 ) -> None:
     """Run a chapter: `nuctut run 01 -p preset=lite -p seed=1`."""
     from nuctut.running import notebooks
 
+    if accept_old_fit:
+        os.environ[ACCEPT] = "1"  # which the chapter's kernel gets
     if show:
         for known in notebooks.read_parameters(notebooks.find_chapter(chapter)).values():
             typer.echo(f"{known}  # {known.help}")
@@ -269,6 +318,11 @@ def sweep_run(
     scheduler: Annotated[
         str, typer.Option(metavar="ADDRESS", help="A running dask scheduler, tcp://host:8786.")
     ] = "",
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="Of a scheduler tls://…: who signed its certificate.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="The certificate we show it.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="And its key.")] = None,
     time_limit: Annotated[str, typer.Option(help='Of a run, such as "90s", "30m" or "2h".')] = "1d",
     folder: Annotated[
         Path | None, typer.Option(help="Where to; by default below runs/sweeps/.")
@@ -282,6 +336,7 @@ def sweep_run(
     sweep = sweeps.plan(chapter, values, _pairs(parameter), folder)
     limit = cluster.seconds_of(time_limit)
     how = {"scheduler": scheduler, "workers": workers, "threads": threads, "limit": limit}
+    how["certificates"] = cluster.Certificates.given(ca=tls_ca, cert=tls_cert, key=tls_key)
     if not cluster.carry_out(sweep, **how):
         raise typer.Exit(1)
 

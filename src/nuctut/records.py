@@ -37,6 +37,7 @@ from nuctut.files import (
     Malformed,
     Measure,
     Text,
+    own,
     parse_json,
     read_text,
     replacing,
@@ -713,7 +714,10 @@ def write(record: Record, folder: Path | None = None) -> Path:
     name, text = f"{record.name}.json", _as_text(_plain(content))
     _parse(text, name)
     path = (_folder(record.obstacle) if folder is None else Path(folder)) / record.chapter / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_relative_to(results_root()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        own(path.parent)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

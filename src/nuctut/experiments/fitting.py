@@ -166,7 +166,7 @@ def train(
     pretrained = getattr(model, "pretrained", False)  # not always had where they are asked for
     parts = (variant, *sets, settings, how, pretrained)
     name = f"{variant}--s{seed}--{fit_key(*parts, code=experiment.code(variant))}"
-    folder = _older(runs, name) or runs / name
+    folder = _older(own(runs), name) or runs / name
     fit = fits.finished(model, folder)
     if fit is None:
         write_json(own(folder) / fits.DESCRIPTION, _described(experiment, parts, seed))

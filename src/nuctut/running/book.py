@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 import subprocess
-import sysconfig
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,10 +23,17 @@ import nbformat
 import yaml
 
 from nuctut import datasets
-from nuctut.files import replacing
+from nuctut.files import locked, replacing
 from nuctut.paths import project_root, results_root, runs_root
 from nuctut.records import PRESETS
-from nuctut.running.notebooks import chapters, check_values, execute, read_parameters, write_values
+from nuctut.running.notebooks import (
+    chapters,
+    check_values,
+    execute,
+    read_notebook,
+    read_parameters,
+    write_values,
+)
 
 # Chapters that show the records of all others, and so run after them.
 READS_ALL_RECORDS = ("scoreboard",)
@@ -35,20 +42,32 @@ READS_ALL_RECORDS = ("scoreboard",)
 def build_book(preset: str = "smoke") -> Path:
     """Runs the chapters that need it, renders the book, and returns its first page.
 
+    Of two processes that build the book at once, the second waits for the first.
+
     Args:
         preset: What the chapters run under; those without the parameter run as they are.
 
     Raises:
-        ValueError: For an unknown preset.
-        RuntimeError: When a chapter fails, or rendering gives a warning.
+        ValueError: For an unknown preset, or a chapter that is no notebook.
+        RuntimeError: When a chapter fails or lacks a figure, or rendering gives a warning.
     """
     if preset not in PRESETS:
         raise ValueError(f"There is no preset {preset!r}, but {', '.join(PRESETS)}.")
     root = project_root()
     built = root / "_build"
+    notebooks = chapters()
+    built.mkdir(exist_ok=True)
+    with locked(built, wait=False) as mine:
+        if mine:
+            return _build(root, built, notebooks, preset)
+    _say(f"Another `nuctut book` is at work in {built}; this one waits for it (Ctrl-C ends that).")
+    with locked(built):
+        return _build(root, built, notebooks, preset)
+
+
+def _build(root: Path, built: Path, notebooks: dict[str, Path], preset: str) -> Path:
     started = time.monotonic()
     _say(f"The book, from {preset} runs")
-    notebooks = chapters()
     for name in sorted(notebooks, key=lambda name: name in READS_ALL_RECORDS):
         _run_if_changed(notebooks[name], preset, built / "chapters" / preset)
     stage = _stage(root, notebooks, built / "chapters" / preset, built / "stage")
@@ -74,12 +93,30 @@ def _run_if_changed(notebook: Path, preset: str, folder: Path) -> None:
     _say(f"  {notebook.stem}: running")
     values = {"preset": preset} if "preset" in read_parameters(notebook) else {}
     started = time.monotonic()
+    key_file.unlink(missing_ok=True)
     execute(notebook, check_values(notebook, values), output, verbose=False)
+    _check_figures(output)
     if notebook.stem not in READS_ALL_RECORDS:
         records = _records_key(notebook)  # with those that the run has added
     with replacing(key_file) as path:
         path.write_text(inputs + records, encoding="utf-8")
     _say(f"  {notebook.stem}: {time.monotonic() - started:.0f} s")
+
+
+def _check_figures(executed: Path) -> None:
+    """See to it that every cell that describes its picture in words has one.
+
+    Raises:
+        RuntimeError: Naming the first one that has none.
+    """
+    for cell in read_notebook(executed).cells:
+        alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
+        kinds = [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
+        if alt and not any(kind.startswith("image/") for kind in kinds):
+            raise RuntimeError(
+                f"{executed.stem} has no figure where a cell describes one "
+                f"({alt[:60]}…). Let the cell end on it, and look at {executed}."
+            )
 
 
 def _inputs_key(notebook: Path, preset: str) -> str:
@@ -160,7 +197,7 @@ def _as_page(path: Path) -> nbformat.NotebookNode:
     Papermill puts them into a cell of its own, below the defaults; a page with both would be
     misread.
     """
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read_notebook(path)
     values = notebook.metadata.get("papermill", {}).get("parameters", {})
     kept = []
     for cell in notebook.cells:
@@ -201,16 +238,20 @@ def _render(stage: Path, folder: Path) -> Path:
     """Renders the stage with every warning an error; returns the folder of pages."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    command = [str(Path(sysconfig.get_path("scripts")) / "jupyter-book"), "build", str(stage)]
-    options = ["--path-output", str(folder), "-W", "-n", "--keep-going"]
-    done = subprocess.run(
-        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    told = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)  # without colours
+    command = [sys.executable, "-m", "nuctut.running.children", "jupyter_book.cli.main:main"]
+    words = ["build", str(stage), "--path-output", str(folder), "-W", "-n", "--keep-going"]
     log = folder / "log.txt"
-    log.write_text(told, encoding="utf-8")
+    with log.open("wb") as out:
+        to = {"stdin": subprocess.PIPE, "stdout": out, "stderr": subprocess.STDOUT}
+        with subprocess.Popen([*command, *words], **to) as process:
+            try:
+                status = process.wait()  # not communicate, which would close its input
+            finally:
+                process.kill()
+    told = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
+    log.write_text(told, encoding="utf-8")  # without colours
     pages = folder / "_build" / "html"
-    if done.returncode != 0 or not (pages / "index.html").is_file():
+    if status != 0 or not (pages / "index.html").is_file():
         lines = told.splitlines()
         reasons = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[-15:]
         lines = [line.replace(f"{stage}{os.sep}", "") for line in reasons]

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import queue
+import re
 import statistics
 import subprocess
 import sys
@@ -19,8 +20,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -29,14 +31,17 @@ from rich.live import Live
 from rich.table import Table
 
 from nuctut import datasets, machine
+from nuctut.files import own
 from nuctut.paths import runs_root
-from nuctut.running import sweeps
+from nuctut.running import children, notebooks, sweeps
 from nuctut.running.sweeps import EXIT, Outcome, Run, Sweep
 
 if TYPE_CHECKING:
     from distributed import Client
 
 GRACE = 30.0  # seconds between asking a run to end and ending it
+LOOPBACK = "127.0.0.1"
+ADDRESS = re.compile(r"(?:(?P<scheme>tcp|tls)://)?(\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>\d{1,5})")
 CONNECTING = 20  # seconds that a scheduler has to answer
 PAUSE = 3.0  # seconds before looking again at a run that another sweep has in its hands
 MEMORY_OF_A_RUN = 6e9  # bytes; the hungriest network of the chapters at `lite` takes 5.1e9
@@ -80,10 +85,9 @@ def do_run(
             f"{run.notebook} is not there on {platform.node()}: the checkout and the folder of "
             "runs must lie where all workers see them."
         )
-    run.folder.mkdir(parents=True, exist_ok=True)
-    own = dict.fromkeys(THREADS, str(threads or _share_of_the_cores())) | dict(environment)
-    paths = {"notebook": str(run.notebook), "folder": str(run.folder)}
-    asked = asdict(run) | paths | {"since": since}
+    own(run.folder)
+    variables = dict.fromkeys(THREADS, str(threads or _share_of_the_cores())) | dict(environment)
+    asked = json.dumps(asdict(sweeps.Asked(run, since)), default=str)
     started = time.monotonic()
     with (run.folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(
@@ -92,9 +96,9 @@ def do_run(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | own,
+            env=os.environ | variables,
         )
-    process.stdin.write(json.dumps(asked).encode() + b"\n")
+    process.stdin.write(asked.encode() + b"\n")
     process.stdin.flush()  # and stays open: when it closes, the run ends
     in_time = _wait(process, limit)
     process.stdin.close()
@@ -127,9 +131,7 @@ def _wait(process: subprocess.Popen, limit: float) -> bool:
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:
-        with suppress(psutil.NoSuchProcess):
-            for one in psutil.Process(process.pid).children(recursive=True):
-                one.kill()
+        children.kill_children_of(process.pid)
         process.kill()
         process.wait()
     return False
@@ -162,9 +164,10 @@ def local_client(workers: int, devices: list[str]) -> Iterator[Client]:
     """
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
-    # A run has a process of its own, so the worker's memory says nothing.
+    # A run has a process of its own, so the worker's memory says nothing. Whoever reaches a port
+    # of dask can run code here: without `host`, workers would listen to the whole network.
     common = {"nthreads": 1, "memory_limit": None, "silence_logs": logging.CRITICAL}
-    common |= {"dashboard": False}
+    common |= {"dashboard": False, "host": LOOPBACK}
     with tempfile.TemporaryDirectory(prefix="nuctut-", ignore_cleanup_errors=True) as place:
         common["local_directory"] = place
         options = [common for _ in range(workers)]
@@ -176,7 +179,7 @@ def local_client(workers: int, devices: list[str]) -> Iterator[Client]:
         cluster = SpecCluster(
             scheduler={
                 "cls": Scheduler,
-                "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"},
+                "options": {"host": LOOPBACK, "dashboard_address": f"{LOOPBACK}:0"},
             },
             workers={name: {"cls": Nanny, "options": one} for name, one in enumerate(options)},
             silence_logs=logging.CRITICAL,
@@ -185,19 +188,66 @@ def local_client(workers: int, devices: list[str]) -> Iterator[Client]:
             yield client
 
 
+@dataclass(frozen=True)
+class Certificates:
+    """What proves to a scheduler who we are, and to us who it is: three PEM files.
+
+    Attributes:
+        authority: Certificate of who signed those of scheduler, workers and clients.
+        certificate, key: Our own.
+    """
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def given(cls, **files: Path | None) -> Certificates | None:
+        """From the options `--tls-…` of a command line: all of them, or None for none.
+
+        Raises:
+            ValueError: When some are missing, or are no files.
+        """
+        if not any(files.values()):
+            return None
+        for option, path in files.items():
+            if path is None or not path.is_file():
+                name = f"--tls-{option}"
+                lacks = f"{name} is missing" if path is None else f"{name}: no file {path}"
+                raise ValueError(f"TLS wants --tls-ca, --tls-cert and --tls-key; {lacks}.")
+        return cls(*files.values())
+
+
 @contextmanager
-def client_of(scheduler: str) -> Iterator[Client]:
-    """The scheduler at an address such as "tcp://node1:8786".
+def client_of(scheduler: str, certificates: Certificates | None = None) -> Iterator[Client]:
+    """The scheduler at an address such as "tcp://node1:8786", or "tls://…" with certificates.
 
     Raises:
-        ValueError: When nobody answers there.
+        ValueError: When it is no such address, or nobody answers there.
     """
-    from distributed import Client
+    from distributed import Client, Security
 
+    address = ADDRESS.fullmatch(scheduler)
+    if not address or int(address["port"]) > 65535:
+        raise ValueError(
+            f"A scheduler's address reads like tcp://node1:8786 or tls://…, not {scheduler!r}."
+        )
+    if (address["scheme"] == "tls") != (certificates is not None):
+        raise ValueError(
+            f"{scheduler}: an address tls://… and the options --tls-ca, --tls-cert and --tls-key "
+            "go together."
+        )
+    security = certificates and Security(
+        require_encryption=True,
+        tls_ca_file=str(certificates.authority),
+        tls_client_cert=str(certificates.certificate),
+        tls_client_key=str(certificates.key),
+    )
     try:
-        client = Client(scheduler, timeout=CONNECTING)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise ValueError(f"No dask scheduler answers at {scheduler} ({error}).") from error
+        client = Client(scheduler, timeout=CONNECTING, security=security)
+    except Exception as error:  # of many kinds: what answers may be no scheduler at all
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"No dask scheduler answers at {scheduler} ({reason}).") from error
     with client:
         yield client
 
@@ -209,6 +259,7 @@ def carry_out(
     sweep: Sweep,
     *,
     scheduler: str = "",
+    certificates: Certificates | None = None,
     workers: int | None = None,
     threads: int | None = None,
     limit: float = UNITS["d"],
@@ -218,12 +269,14 @@ def carry_out(
     Args:
         sweep: The runs.
         scheduler: Address of a dask scheduler; by default workers are started on this machine.
+        certificates: For a scheduler that speaks TLS.
         workers: How many of these; by default one per GPU, or as many as there is room for.
         threads: Per run; by default the cores are shared out among the workers.
         limit: Seconds that a run may take.
 
     Raises:
-        ValueError: When no scheduler answers, or a number makes no sense.
+        ValueError: When no scheduler answers, a number makes no sense, or there is no GPU here for
+            runs that want one.
     """
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and value < 1:
@@ -232,11 +285,15 @@ def carry_out(
         raise ValueError(
             "A running scheduler has its workers: give either --scheduler or --workers."
         )
+    if certificates and not scheduler:
+        raise ValueError("Certificates are for a running scheduler: give --scheduler too.")
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is told by errors
     console = Console(soft_wrap=True, highlight=False)
     if scheduler:
-        connection = client_of(scheduler)
+        connection = client_of(scheduler, certificates)
     else:
+        for run in sweep.runs:
+            notebooks.check_device(run.given)
         devices = [] if _stays_on_cpu(sweep) else gpus()[:workers]
         if devices and workers and workers > len(devices):
             raise ValueError(f"There are {len(devices)} GPUs for {workers} workers.")
@@ -244,12 +301,8 @@ def carry_out(
         threads = threads or max(1, machine.cores() // workers)
         connection = local_client(workers, devices)
     _say(console, sweeps.describe(sweep, 0 if scheduler else workers))
-    try:
-        with connection as client:
-            ended = run_sweep(sweep, client, threads=threads, limit=limit, console=console)
-    except KeyboardInterrupt:
-        _say(console, ["Stopped. The same command goes on from here."])
-        raise
+    with connection as client:
+        ended = run_sweep(sweep, client, threads=threads, limit=limit, console=console)
     _say(console, sweeps.describe_failures(ended))
     done = sum(outcome.state == "done" for outcome in ended.values())
     table = sweep.folder / f"{sweeps.TABLE}.csv"
@@ -285,7 +338,7 @@ def run_sweep(
         threads, limit: See `do_run`.
         console: Where progress is shown: as a live table on a terminal, else a line per run.
     """
-    sweep.folder.mkdir(parents=True, exist_ok=True)
+    own(sweep.folder)
     console = console or Console()
     board = Board(sweep, console)
     drive = _Drive(sweep, client, board, (threads, limit, time.time(), _environment()))

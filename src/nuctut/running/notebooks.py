@@ -11,25 +11,43 @@ import ast
 import hashlib
 import io
 import json
+import logging
+import math
 import os
 import re
 import sys
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import numpy as np
 import yaml
 
-from nuctut.files import replacing
+from nuctut import classical, datasets
+from nuctut.files import Malformed, own, read_text, replacing
 from nuctut.paths import project_root, runs_root
 from nuctut.records import PRESETS
 
 Value = str | int | float | bool
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 TRUTHS = {"true": True, "false": False}
+
+# What the chapters' parameters may be, by name; the default of one may always be said.
+ONE_OF = {
+    "data": datasets.SOURCES,
+    "device": ("auto", "cpu", "gpu"),
+    "configuration": classical.CONFIGURATIONS,
+}
+SOME_OF = {  # with commas between them
+    "teachers": ("ground-truth", "shape-intensity", "consensus"),
+    "networks": ("simple-cnn", "resnet", "u-net", "mask-rcnn"),
+}
+AT_LEAST_0 = ("seed", "images", "epochs", "learning_rate")
+LARGEST = 2**32 - 1  # seed that Lightning takes; nobody counts further
 
 
 @dataclass(frozen=True)
@@ -52,21 +70,30 @@ def chapters() -> dict[str, Path]:
     """The notebooks of the table of contents by name, in the book's order.
 
     Raises:
-        FileNotFoundError: When the table of contents names a page that does not exist.
+        ValueError: When the table of contents is malformed.
+        FileNotFoundError: When it names a page that does not exist.
     """
     root = project_root()
-    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-    entries = [*toc.get("chapters", [])]
-    for part in toc.get("parts", []):
-        entries += part["chapters"]
     found = {}
-    for page in (root / entry["file"] for entry in entries):
+    for page in (root / name for name in _pages(root / "_toc.yml")):
         notebook = page.with_name(page.name + ".ipynb")
         if notebook.is_file():
             found[page.name] = notebook
         elif not page.with_name(page.name + ".md").is_file():
             raise FileNotFoundError(f"_toc.yml names {page.relative_to(root)}, which is not there.")
     return found
+
+
+def _pages(toc: Path) -> list[str]:
+    """The pages of a table of contents, without their endings."""
+    try:
+        content = yaml.safe_load(read_text(toc))
+        entries = [*content.get("chapters", [])]
+        for part in content.get("parts", []):
+            entries += part["chapters"]
+        return [str(entry["file"]) for entry in entries]
+    except (yaml.YAMLError, RecursionError, AttributeError, TypeError, KeyError) as error:
+        raise Malformed(f"{toc}: not a table of contents of Jupyter Book ({error}).") from error
 
 
 def find_chapter(name: str) -> Path:
@@ -82,27 +109,60 @@ def find_chapter(name: str) -> Path:
     return known[fitting[0]]
 
 
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook from its file.
+
+    Raises:
+        FileNotFoundError: When there is none.
+        Malformed: Naming the file, when it holds no notebook.
+    """
+    text = read_text(path)
+    invalid: dict[str, Exception] = {}
+    try:
+        notebook = nbformat.reads(text, as_version=4, capture_validation_error=invalid)
+    except Exception as error:  # of any kind, where nbformat looks for what is not there
+        invalid["error"] = error
+    for error in invalid.values():
+        reason = (str(error).strip().splitlines() or ["it is empty"])[0][:200]
+        raise Malformed(f"{path}: not a notebook ({reason}).")
+    return notebook
+
+
 def read_parameters(notebook: Path) -> dict[str, Parameter]:
     """The parameters of a chapter by name; empty where it has no cell tagged `parameters`.
 
     Raises:
-        ValueError: When a line of that cell is not `name: type = value  # help`.
+        ValueError: When the file is no notebook, or a line of that cell is not
+            `name: type = value  # help`.
     """
-    cells = nbformat.read(notebook, as_version=4).cells
+    cells = read_notebook(notebook).cells
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if not tagged:
         return {}
-    source = tagged[0].source
-    help_of = _comments(source)
-    parameters = {}
-    for statement in ast.parse(source).body:
+    try:
+        parameters = list(_parameters(tagged[0].source))
+    except ValueError as error:
+        raise ValueError(f"{notebook.name}, parameters cell, {error}") from None
+    return {parameter.name: parameter for parameter in parameters}
+
+
+def _parameters(source: str) -> Iterator[Parameter]:
+    try:
+        statements = ast.parse(source).body
+        help_of = _comments(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"which is no Python ({error}).") from None
+    known = set()
+    for statement in statements:
+        line = (ast.get_source_segment(source, statement) or "").partition("\n")[0]
         try:
             parameter = _parameter(statement, help_of.get(statement.lineno, ""))
-        except ValueError as error:
-            line = ast.get_source_segment(source, statement)
-            raise ValueError(f"{notebook.name}, parameters cell, {line!r}: {error}") from None
-        parameters[parameter.name] = parameter
-    return parameters
+            if parameter.name in known:
+                raise ValueError("it stands there twice.")
+        except (ValueError, TypeError, RecursionError, MemoryError) as error:
+            raise ValueError(f"{line!r}: {error}") from None
+        known.add(parameter.name)
+        yield parameter
 
 
 def _comments(source: str) -> dict[int, str]:
@@ -127,18 +187,18 @@ def _parameter(statement: ast.stmt, help_text: str) -> Parameter:
 
 def _as_type(kind: type, value: object) -> Value:
     """`value` as `kind`: as it is, as a whole number where a float is due, or read from text."""
-    if type(value) is kind:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    if isinstance(value, str) and kind is bool and value.lower() in TRUTHS:
-        return TRUTHS[value.lower()]
-    if isinstance(value, str) and kind in (int, float):
+    if type(value) is str and kind is bool:
+        value = TRUTHS.get(value.lower(), value)
+    elif kind in (int, float) and type(value) in (str, int) and type(value) is not kind:
         try:
-            return kind(value)
-        except ValueError:
+            value = kind(value)
+        except (ValueError, OverflowError):
             pass
-    raise ValueError(f"expected {kind.__name__}, not {value!r}.")
+    if type(value) is not kind:
+        raise ValueError(f"expected {kind.__name__}, not {value!r}.")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"expected a finite number, not {value!r}.")
+    return value
 
 
 def write_values(source: str, values: Mapping[str, Value]) -> str:
@@ -163,22 +223,65 @@ def check_values(notebook: Path, values: Mapping[str, object]) -> dict[str, Valu
     """`values` as the types the chapter's parameters have; texts are read as their type.
 
     Raises:
-        ValueError: For a parameter the chapter does not have, a value that is not of its type, or
-            an unknown preset; the message names what exists.
+        ValueError: For a parameter the chapter does not have, a value that is not of its type or
+            out of its range, or an unknown choice; the message names what exists.
     """
+    several = check_several(notebook, {name: [value] for name, value in values.items()})
+    return {name: value for name, (value,) in several.items()}
+
+
+def check_several(notebook: Path, values: Mapping[str, Sequence[object]]) -> dict[str, list[Value]]:
+    """As `check_values`, of several values for each parameter."""
     parameters = read_parameters(notebook)
     checked = {}
-    for name, value in values.items():
+    for name, several in values.items():
         if name not in parameters:
             known = ", ".join(map(str, parameters.values())) or "none"
             raise ValueError(f"{notebook.stem} has no parameter {name!r}. It has: {known}.")
         try:
-            checked[name] = _as_type(parameters[name].type, value)
+            checked[name] = [_checked(parameters[name], value) for value in several]
         except ValueError as error:
             raise ValueError(f"{notebook.stem}, parameter {name}: {error}") from None
-        if name == "preset" and checked[name] not in PRESETS:
-            raise ValueError(f"There is no preset {value!r}, but {', '.join(PRESETS)}.")
     return checked
+
+
+def _checked(parameter: Parameter, value: object) -> Value:
+    value = _as_type(parameter.type, value)
+    _check_range(parameter, value)
+    return value
+
+
+def _check_range(parameter: Parameter, value: Value) -> None:
+    if parameter.name == "preset" and value not in PRESETS:
+        raise ValueError(f"There is no preset {value!r}, but {', '.join(PRESETS)}.")
+    if parameter.type in (int, float):
+        least = 0 if parameter.name in AT_LEAST_0 else -LARGEST
+        if not least <= value <= LARGEST:
+            raise ValueError(f"expected {least:,} to {LARGEST:,}, not {value!r}.")
+    known = ONE_OF.get(parameter.name) or SOME_OF.get(parameter.name)
+    if known is None or value == parameter.default:
+        return
+    several = parameter.name in SOME_OF
+    asked = [one.strip() for one in value.split(",")] if several else [value]
+    for one in asked:
+        if one not in known and not (several and value == "all"):
+            kind = "some" if several else "one"
+            known = dict.fromkeys([*known, parameter.default])
+            raise ValueError(f"expected {kind} of {', '.join(known)}, not {one!r}.")
+
+
+def check_device(values: Mapping[str, Value]) -> None:
+    """See to it that the GPU that parameters ask for is on this machine.
+
+    Raises:
+        ValueError: When it is not.
+    """
+    if values.get("device") != "gpu":
+        return
+    import torch  # here, because it takes seconds, and who asks for no GPU needs none of it
+
+    if not torch.cuda.is_available():
+        raise ValueError("device=gpu: this machine has no GPU that torch can use; say device=cpu.")
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -199,29 +302,18 @@ def execute(
     Raises:
         RuntimeError: When a cell fails; the message has the cell's number and error.
     """
-    import papermill  # here, because it takes a second, and most of the command line needs none
-
-    output.parent.mkdir(parents=True, exist_ok=True)
+    own(output.parent)
     partial = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     try:
-        executed = papermill.execute_notebook(
-            str(notebook),
-            str(partial),
-            parameters=dict(values),
-            cwd=str(notebook.parent),
-            start_timeout=300,
-            # Else every kernel warns that it talks to us over an unencrypted local socket.
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
-            progress_bar=verbose,
-            stdout_file=sys.stdout if verbose else None,
-            stderr_file=sys.stderr if verbose else None,
-        )
-    except Exception as error:
+        executed = _papermill(notebook, values, partial, verbose)
+    except BaseException as error:
         kept = ""
         if partial.is_file():
             os.replace(partial, failed)
             kept = f"\n  as far as it came: {failed}"
+        if not isinstance(error, Exception):  # whoever runs this wants it to stop
+            raise
         raise RuntimeError(f"{notebook.stem} failed{_reason(error)}{kept}") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -229,6 +321,37 @@ def execute(
         nbformat.write(executed, path)
     failed.unlink(missing_ok=True)
     return executed
+
+
+def _papermill(
+    notebook: Path, values: Mapping[str, Value], output: Path, verbose: bool
+) -> nbformat.NotebookNode:
+    # here, because they take a second, and most of the command line needs none of it
+    import papermill
+
+    from nuctut.running import kernels
+
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the errors it raises tell as much
+    stop = kernels.Stop()
+    how: dict[str, Any] = {
+        "parameters": dict(values),
+        "cwd": str(notebook.parent),
+        "start_timeout": 300,
+        # Else every kernel warns that it talks to us over an unencrypted local socket.
+        "extra_arguments": ["--IPKernelApp.log_level=ERROR"],
+        "kernel_manager_class": kernels.kernel_class(stop),
+        "progress_bar": verbose,
+        "stdout_file": sys.stdout if verbose else None,
+        "stderr_file": sys.stderr if verbose else None,
+    }
+    # In the main thread nbclient would take all signals to itself, and none would reach us.
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(papermill.execute_notebook, str(notebook), str(output), **how)
+        try:
+            return done.result()
+        except BaseException:
+            stop.now()
+            raise
 
 
 def _reason(error: Exception) -> str:
@@ -250,11 +373,13 @@ def run_chapter(
         verbose: Whether to show progress.
 
     Raises:
-        ValueError: For an unknown chapter, parameter or preset, or a value of the wrong type.
+        ValueError: For an unknown chapter, parameter or preset, a value of the wrong type or out of
+            its range, or a GPU that is not there.
         RuntimeError: When a cell fails.
     """
     notebook = find_chapter(chapter)
     checked = check_values(notebook, values or {})
+    check_device(checked)
     output = runs_root() / notebook.stem / f"{run_key(checked)}.ipynb"
     execute(notebook, checked, output, verbose=verbose)
     return output

@@ -15,36 +15,54 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import shlex
 import shutil
 import signal
 import statistics
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import nbformat
 import numpy as np
 import pandas as pd
-import psutil
+import pydantic
 import yaml
+from pydantic import Field
 
 from nuctut import datasets, machine, records, scoreboard
-from nuctut.files import locked, replacing
+from nuctut.files import (
+    STRICT,
+    Malformed,
+    Measure,
+    locked,
+    own,
+    parse_json,
+    read_json,
+    read_text,
+    replacing,
+    write_json,
+)
+from nuctut.files import (
+    shown as cut,
+)
 from nuctut.paths import results_root, runs_root
-from nuctut.running import notebooks
+from nuctut.running import children, notebooks
 from nuctut.running.notebooks import Value
 
 OUTCOME, NOTEBOOK, TABLE = "run.json", "notebook.ipynb", "sweep"
 SWEEPS = "sweeps"  # the folder below `runs/`
 SCORE = ":"  # between the variant, the metric and the end of its interval in a column's name
+MOST_RUNS = 10_000
+LONGEST_GRID = 1_000_000  # characters of its file
 EXIT = {"done": 0, "failed": 3, "busy": 4}  # statuses of the process of a run
 ABOUT_A_RUN = ("run", "chapter", "state", "seconds", "device", "data", "git_commit", "finished")
 
@@ -52,7 +70,7 @@ ABOUT_A_RUN = ("run", "chapter", "state", "seconds", "device", "data", "git_comm
 # --- what is to be run ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Run:
     """One combination of values.
 
@@ -111,19 +129,24 @@ def plan(
 
     Raises:
         ValueError: For an unknown chapter or parameter, a value that does not fit or stands twice,
-            a parameter that is both fixed and varied, or an empty grid.
+            a parameter that is both fixed and varied, an empty grid, or one of too many runs.
     """
     notebook = notebooks.find_chapter(chapter)
     checked_fixed = notebooks.check_values(notebook, fixed or {})
     if not grid:
         raise ValueError("The grid is empty: give at least one parameter to vary, -g NAME=V1,V2.")
-    values: dict[str, list[Value]] = {}
-    for name, asked in grid.items():
+    count = math.prod(len(asked) for asked in grid.values())
+    if count > MOST_RUNS:
+        raise ValueError(f"{count:,} runs are too many for one sweep, which takes {MOST_RUNS:,}.")
+    for name in grid:
         if name in checked_fixed:
             raise ValueError(f"The parameter {name!r} cannot be fixed and varied at once.")
-        values[name] = [notebooks.check_values(notebook, {name: one})[name] for one in asked]
-        if not values[name] or len(set(values[name])) < len(values[name]):
-            raise ValueError(f"Each value of {name!r} must be given once, not {list(asked)}.")
+    values = notebooks.check_several(notebook, grid)
+    for name, checked in values.items():
+        if not checked or len(set(checked)) < len(checked):
+            raise ValueError(
+                f"Each value of {name!r} must be given once, not {cut(list(grid[name]))}."
+            )
     if folder is None:
         key = notebooks.run_key({"grid": json.dumps(values, sort_keys=True)} | checked_fixed)
         names = "-".join(values)
@@ -144,11 +167,19 @@ def read_grid(path: Path) -> dict[str, list[object]]:
     """A grid from a YAML file: a value or a list of values for each parameter.
 
     Raises:
+        FileNotFoundError: When there is no such file.
         ValueError: Naming the file, when it holds anything else.
     """
+    text = read_text(path)
+    if len(text) > LONGEST_GRID:
+        raise ValueError(
+            f"{path}: expected at most {LONGEST_GRID:,} characters, not {len(text):,}."
+        )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(text, _Grid)
+    except RecursionError:
+        raise ValueError(f"{path}: not a YAML file that is read here (too deep).") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: not a YAML file ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path}: expected lines such as `seed: [0, 1, 2]`, one per parameter.")
@@ -157,6 +188,25 @@ def read_grid(path: Path) -> dict[str, list[object]]:
         if not all(isinstance(value, str | int | float | bool) for value in values):
             raise ValueError(f"{path}: {name} must be a value or a list of values.")
     return grid
+
+
+class _Grid(yaml.SafeLoader):
+    """YAML in which all that counts stands where it is read: no aliases, and each name once."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases are not read here", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        known: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in known:
+                problem = f"{key.value} stands there more than once"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            known.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _made_from(notebook: Path) -> str:
@@ -211,7 +261,7 @@ def describe_failures(ended: Mapping[Run, Outcome]) -> list[str]:
 # --- how runs ended ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Outcome:
     """How a run ended, as its run.json says.
 
@@ -223,27 +273,27 @@ class Outcome:
         made_from: See `Run`.
         device, data, git_commit: What it ran on, and measured on; empty where it measured nothing.
         error: Of a failed run: the cell that failed, and why.
-        scores: Of a done run, by column, see `table`.
+        scores: Of a done run, by column, see `table`; None where an interval has no end.
     """
 
-    state: str
-    seconds: float = 0.0
-    finished: float = 0.0
+    state: Literal["done", "failed", "busy"]
+    seconds: Measure = 0.0
+    finished: Annotated[float, Field(ge=0, le=2**33)] = 0.0
     chapter: str = ""
-    parameters: Mapping[str, Value] | None = None
+    parameters: dict[str, Value] | None = None
     made_from: str = ""
     device: str = ""
     data: str = ""
     git_commit: str = ""
     error: str = ""
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: dict[str, float | None] = field(default_factory=dict)
 
 
 def read_outcome(folder: Path) -> Outcome | None:
     """How the run of a folder ended; None where it has not, or its run.json is no such thing."""
     try:
-        return Outcome(**json.loads((folder / OUTCOME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return read_json(folder / OUTCOME, Outcome)
+    except (OSError, Malformed):
         return None
 
 
@@ -255,13 +305,16 @@ def outcome_of(run: Run) -> Outcome | None:
 
 def fail(run: Run, error: str, seconds: float) -> Outcome:
     """Note that a run failed, unless another process has it in its hands."""
-    run.folder.mkdir(parents=True, exist_ok=True)
+    own(run.folder)
     with locked(run.folder, wait=False) as mine:
         return _finish(run, "failed", seconds, error) if mine else Outcome("busy")
 
 
 def _finish(run: Run, state: str, seconds: float, error: str = "") -> Outcome:
-    measured = records.read_all(run.folder / "records")
+    try:
+        measured = records.read_all(run.folder / "records")
+    except (ValueError, OSError) as reason:
+        measured, state, error = [], "failed", error or str(reason)
     outcome = Outcome(
         state=state,
         seconds=round(seconds, 1),
@@ -273,8 +326,7 @@ def _finish(run: Run, state: str, seconds: float, error: str = "") -> Outcome:
         scores=_scores(measured) if state == "done" else {},
         **_provenance(measured),
     )
-    with replacing(run.folder / OUTCOME) as path:
-        path.write_text(json.dumps(asdict(outcome), indent=1), encoding="utf-8")
+    write_json(run.folder / OUTCOME, outcome)
     return outcome
 
 
@@ -284,7 +336,7 @@ def _parameters(run: Run) -> dict[str, Value]:
     return defaults | dict(run.given)
 
 
-def _scores(measured: Sequence[records.Record]) -> dict[str, float]:
+def _scores(measured: Sequence[records.Record]) -> dict[str, float | None]:
     """Scores and their intervals, by column; what a record does not measure has none."""
     columns = {}
     for one in measured:
@@ -293,7 +345,7 @@ def _scores(measured: Sequence[records.Record]) -> dict[str, float]:
                 name = f"{one.variant}{SCORE}{metric}"
                 low, high = scoreboard.interval(scoreboard.resampled([one], metric))
                 columns |= {name: score, f"{name}{SCORE}low": low, f"{name}{SCORE}high": high}
-    return columns
+    return {name: None if np.isnan(value) else float(value) for name, value in columns.items()}
 
 
 def _provenance(measured: Sequence[records.Record]) -> dict[str, str]:
@@ -310,26 +362,28 @@ def _provenance(measured: Sequence[records.Record]) -> dict[str, str]:
 # --- the process of one run ----------------------------------------------------------------------
 
 
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class Asked:
+    """What the process of a run is told; see `perform`."""
+
+    run: Run
+    since: float
+
+
 def main() -> None:
-    """Do one run, which stands on the first line of standard input; `EXIT` says how it ended.
+    """Do one run; `EXIT` says how it ended. The first line of standard input is an `Asked` as JSON.
 
     Standard input stays open as long as whoever started this process lives; when it closes, the
     run ends at once and all its processes with it. SIGTERM ends it in an orderly way, and the
     notebook is kept as far as it came.
     """
-    asked = json.loads(sys.stdin.readline())
-    since = asked.pop("since")
-    run = Run(**asked | {"notebook": Path(asked["notebook"]), "folder": Path(asked["folder"])})
-    threading.Thread(target=_end_with_whoever_asked, daemon=True).start()
+    try:
+        asked = parse_json(sys.stdin.readline(), Asked, "standard input")
+    except Malformed as error:
+        sys.exit(str(error))
+    children.end_with_parent()
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(EXIT[perform(run, since).state])
-
-
-def _end_with_whoever_asked() -> None:
-    sys.stdin.read()
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
-    os._exit(1)
+    sys.exit(EXIT[perform(asked.run, asked.since).state])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -343,7 +397,7 @@ def perform(run: Run, since: float) -> Outcome:
         run: What to do.
         since: A failure is tried again only if it is older than this, in seconds since 1970.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
+    own(run.folder)
     with locked(run.folder, wait=False) as mine:
         if not mine:
             return Outcome("busy")
@@ -390,8 +444,9 @@ def _row(place: Path, outcome: Outcome) -> dict[str, Any]:
     row |= dict(outcome.parameters or {})
     row |= {name: getattr(outcome, name) for name in ("seconds", "device", "data", "git_commit")}
     row |= {"finished": finished, "error": outcome.error.partition("\n")[0]}
-    row |= dict(outcome.scores)
-    return {name: None if value == "" else value for name, value in row.items()}
+    row = {name: None if value == "" else value for name, value in row.items()}
+    scores = outcome.scores.items()
+    return row | {name: math.nan if value is None else value for name, value in scores}
 
 
 def write_table(folder: Path) -> pd.DataFrame:
@@ -432,12 +487,30 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     path = path / f"{TABLE}.csv" if path.is_dir() else path
     try:
+        if not path.is_file():
+            raise ValueError("there is no such file")
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: not a table of a sweep ({error}).") from error
-    if missing := [name for name in ABOUT_A_RUN if name not in frame]:
-        raise ValueError(f"{path}: not a table of a sweep; it lacks {', '.join(missing)}.")
+    except Exception as error:  # of many kinds, where the parsers meet what they do not expect
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path}: not a table of a sweep ({reason}).") from error
+    if wrong := _wrong(frame):
+        raise ValueError(f"{path}: not a table of a sweep; {wrong}.")
     return frame
+
+
+def _wrong(frame: pd.DataFrame) -> str:
+    """What keeps a table from being one of a sweep; empty where nothing does."""
+    scores = [name for name in frame if SCORE in str(name)]
+    ends = [f"{name}{SCORE}{end}" for name in scores for end in ("low", "high")]
+    ends = [name for name in ends if name.count(SCORE) == 2]
+    if missing := [name for name in (*ABOUT_A_RUN, *ends) if name not in frame]:
+        return f"it lacks {', '.join(missing)}"
+    if not all(isinstance(name, str) for name in frame) or not frame.columns.is_unique:
+        return "its columns have no names, or some the same"
+    for name in ("seconds", *scores):
+        if frame[name].dtype.kind not in "fiu" and frame[name].notna().any():
+            return f"{name} must be numbers"
+    return ""
 
 
 def parameters(frame: pd.DataFrame) -> list[str]:
@@ -555,13 +628,15 @@ def estimate(sweep: Sweep) -> Estimate | None:
     ]
     if earlier:
         return Estimate(statistics.median(earlier), f"the median of {len(earlier)} earlier runs")
-    by_seed: dict[int, float] = {}
+    known: list[records.Record] = []
     for folder in (results_root(), runs_root() / "results"):
-        for one in records.read_all(folder / notebook.stem):
-            if one.preset == preset:
-                measuring = (one.budget["seconds_per_image"] or 0.0) * one.data["count"]
-                by_seed.setdefault(one.seed, 0.0)
-                by_seed[one.seed] += one.budget["seconds"] + measuring
+        with suppress(Malformed, OSError):  # who looks at the scoreboard is told; here it is a hint
+            known += records.read_all(folder / notebook.stem)
+    by_seed: dict[int, float] = {}
+    for one in (one for one in known if one.preset == preset):
+        measuring = (one.budget["seconds_per_image"] or 0.0) * one.data["count"]
+        by_seed.setdefault(one.seed, 0.0)
+        by_seed[one.seed] += one.budget["seconds"] + measuring
     if by_seed:
         source = f"the whole chapter by its records at {preset}; less of it takes less"
         return Estimate(statistics.median(by_seed.values()), source)
