@@ -87,7 +87,7 @@ def items_of(samples: SampleSet, settings: Settings, seed: int):
 
 
 def folders(runs: Path) -> set[str]:
-    return {path.name for path in runs.iterdir()}
+    return {path.name for path in runs.iterdir() if path.is_dir()}
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_a_trained_network_is_not_trained_again(sets, runs, monkeypatch):
 
 def test_a_network_is_loaded_from_its_folder_alone(sets, runs):
     made = train(sets, runs, seed=3)
-    (folder,) = runs.iterdir()
+    (folder,) = (runs / name for name in folders(runs))
     loaded = experiments.load(folder, "cpu")
     assert (loaded.variant, loaded.settings) == ("dl-ground-truth", SETTINGS)
     assert loaded.parameters == made.parameters and loaded.fit.updates == made.fit.updates
@@ -145,7 +145,7 @@ def test_a_network_is_loaded_from_its_folder_alone(sets, runs):
 )
 def test_a_folder_that_holds_no_network_is_named(sets, runs, spoil, told):
     train(sets, runs)
-    (folder,) = runs.iterdir()
+    (folder,) = (runs / name for name in folders(runs))
     spoil(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=told) as caught:
         experiments.load(folder, "cpu")
@@ -159,7 +159,7 @@ def rewrite(folder: Path, **changes) -> None:
 
 def older(runs: Path, **changes) -> Path:
     """The one fit there is, as if other code had made it: in a folder and with a digest of its."""
-    (folder,) = (path for path in runs.iterdir() if path.is_dir())
+    (folder,) = (runs / name for name in folders(runs))
     old = folder.with_name(f"{folder.name[:-6]}abcdef")
     folder.rename(old)
     done = json.loads((old / "done.json").read_text()) | {"code": "abcdef0123456789"} | changes
@@ -182,7 +182,7 @@ def test_a_fit_of_other_code_is_taken_up_only_where_that_is_asked_for(sets, runs
 
 def test_a_network_of_other_code_is_evidence_only_where_that_is_said(sets, runs, monkeypatch):
     train(sets, runs)
-    here = next(runs.iterdir())
+    (here,) = (runs / name for name in folders(runs))
     older(runs).rename(here)  # as a hand would rename it, to have it taken up
     trained = train(sets, runs)
     measured = labels_for_free.measure_network(trained, sets["test"], progress=False)

@@ -714,13 +714,20 @@ def write(record: Record, folder: Path | None = None) -> Path:
     name, text = f"{record.name}.json", _as_text(_plain(content))
     _parse(text, name)
     path = (_folder(record.obstacle) if folder is None else Path(folder)) / record.chapter / name
-    if path.is_relative_to(results_root()):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    else:
+    if _is_below_runs(path):
         own(path.parent)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def _is_below_runs(path: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(runs_root())
+    except FileNotFoundError:  # outside of a checkout
+        return False
 
 
 def _parse(text: str, name: str) -> Record:
