@@ -9,9 +9,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-bench
+WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test lint lab bench lock clean
+.PHONY: help install book test tests chapters lint lab bench lock clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -30,8 +31,17 @@ book: $(INSTALLED)
 	@$(BIN)/nuctut book --preset $(PRESET)
 
 test: lint
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg book
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line tests chapters
+
+# As many processes as there are cores, and one more, since tests that start processes wait for
+# them. One thread each: those of several processes would wait for each other without end.
+tests chapters: export OMP_NUM_THREADS = 1
+tests: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxschedchunk 1
+
+# Chapters that hold outputs are compared with them; all of them are run for the book.
+chapters: $(INSTALLED)
+	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg $(shell grep -l output_type book/*.ipynb)
 	$(BIN)/nuctut book --preset smoke
 
 lint: $(INSTALLED)

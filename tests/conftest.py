@@ -14,6 +14,11 @@ from nuctut import machine
 Scene = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: begun last, one of them would keep the other processes waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Networks of four channels are slower on many threads, and less repeatable."""

@@ -230,6 +230,7 @@ def test_an_unknown_preset_is_refused(project, ran):
     assert ran == []
 
 
+@pytest.mark.slow
 def test_the_true_thing_runs_and_renders(project):
     """Once without pretence: papermill, jupyter-book, warnings as errors."""
     page = book.build_book("lite")
@@ -265,6 +266,7 @@ def add_described_cell(notebook: Path, source: str) -> None:
     nbformat.write(node, notebook)
 
 
+@pytest.mark.slow
 def test_a_page_without_its_figure_is_a_failed_build(project, rendered):
     """A cell that ends on something else than its figure; and no next build calls it unchanged."""
     chapter = project / "book" / "01_tiny.ipynb"
@@ -310,6 +312,7 @@ def test_a_second_build_waits_for_the_first(project, ran, rendered, capsys):
     assert ran == ["01_tiny", "02_small", "scoreboard"] and len(rendered) == 1
 
 
+@pytest.mark.slow
 def test_a_rendering_ends_with_the_build_that_was_killed(project, ran, monkeypatch, tmp_path):
     """And so the next build has its folder for itself."""
     slow = project / "slow.py"  # an extension of sphinx that takes its time

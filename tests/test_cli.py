@@ -222,6 +222,7 @@ time.sleep(600)"""
     ],
     ids=["run-int", "run-term", "book-term", "sweep-int"],
 )
+@pytest.mark.slow
 def test_whoever_stops_a_command_gets_one_line(project, monkeypatch, words, number):
     """Ctrl-C reaches all processes of a terminal, SIGTERM the command alone."""
     monkeypatch.setenv("NUCTUT_DATA", str(project / "data"))

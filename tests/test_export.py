@@ -264,6 +264,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_a_package_is_written_without_a_clone(fits, tmp_path, monkeypatch):
     for name in ("NUCTUT_DATA", "NUCTUT_RUNS"):
         monkeypatch.delenv(name, raising=False)

@@ -94,6 +94,7 @@ def test_the_number_of_detections_has_a_limit(model):
 
 
 @pytest.mark.parametrize("upscale", [1, 2])
+@pytest.mark.slow
 def test_it_learns_to_find_discs(upscale):
     torch.manual_seed(1)
     model = MaskRCNN(18, pretrained=False, upscale=upscale).train()

@@ -1017,6 +1017,7 @@ def peak(tmp_path: Path, side: int) -> tuple[int, float]:
     return int(count), 1000 * float(gigabytes)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_image(tmp_path):
     """A number kept of every pixel, as float32 or int32, would take 72 MB more."""
     (few, small), (many, large) = peak(tmp_path, 1500), peak(tmp_path, 4500)

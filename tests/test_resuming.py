@@ -57,6 +57,7 @@ def fit(project, variant):
     return next((project / "runs" / "01_tiny").glob(f"{variant}--*"), project / "none")
 
 
+@pytest.mark.slow
 def test_a_killed_chapter_reads_back_what_is_finished_and_resumes_the_rest(project):
     chapter = start()
     wait_for(lambda: len(history(fit(project, "second"))) >= 3, "the second network")

@@ -456,6 +456,7 @@ def test_a_sweep_is_found_by_its_name_its_folder_or_as_the_latest(project):
 # --- processes -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_does_every_run_and_tells_of_those_that_fail(project, command, go):
     write_chapter(project / "book" / "01_tiny.ipynb", MARK, SAY, FAIL)
     status, out = ended(command("sweep", "01", "-g", "seed=1,2,3", "--workers", 2))
@@ -479,6 +480,7 @@ def test_a_sweep_does_every_run_and_tells_of_those_that_fail(project, command, g
     assert [len(starts(project, seed)) for seed in (1, 2, 3)] == [1, 2, 1]
 
 
+@pytest.mark.slow
 def test_the_run_of_a_killed_worker_is_taken_up_by_another(project, command, go):
     sweep = command("sweep", "01", "-g", "seed=1,2", "--workers", 2)
     first, second = wait_for(lambda: len(starts(project)) == 2 and starts(project), "two runs")
@@ -498,6 +500,7 @@ def test_the_run_of_a_killed_worker_is_taken_up_by_another(project, command, go)
     assert list(table(project)["state"]) == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_leaves_nothing_running_and_goes_on_when_started_again(
     project, command, tmp_path, go
 ):
@@ -522,6 +525,7 @@ def test_a_killed_sweep_leaves_nothing_running_and_goes_on_when_started_again(
     assert again[0] == 1 and 1 <= again[1] + again[2] - 1 <= 2, again
 
 
+@pytest.mark.slow
 def test_two_sweeps_in_one_folder_share_the_work(project, command, tmp_path, go):
     folder = tmp_path / "shared"
     common = ("--folder", folder, "--workers", 1)
@@ -538,6 +542,7 @@ def test_two_sweeps_in_one_folder_share_the_work(project, command, tmp_path, go)
     assert sorted(frame["seed"]) == [1, 2, 3, 4] and set(frame["state"]) == {"done"}
 
 
+@pytest.mark.slow
 def test_runs_end_at_their_time_limit_and_when_killed_and_others_go_on(project, command):
     stuck = "import time\nprint('so far')\nif seed == 1:\n    time.sleep(600)"
     killed = "import os, signal\nif seed == 2:\n    os.kill(os.getppid(), signal.SIGKILL)"
@@ -554,6 +559,7 @@ def test_runs_end_at_their_time_limit_and_when_killed_and_others_go_on(project, 
     assert "time.sleep(600)" in kept
 
 
+@pytest.mark.slow
 def test_one_run_has_one_gpu(project, go):
     """Dask counts what it is told to count, so this needs no GPU."""
     go()
@@ -592,6 +598,7 @@ def dask(tmp_path):
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_running_scheduler_is_used(project, command, go, dask):
     go()
     status, out = ended(command("sweep", "01", "-g", "seed=5", "--scheduler", dask()))
@@ -609,6 +616,7 @@ def certificates(folder, name):
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="certificates are made by openssl")
+@pytest.mark.slow
 def test_a_scheduler_with_certificates_lets_in_those_that_it_knows(
     project, command, go, dask, tmp_path, monkeypatch
 ):

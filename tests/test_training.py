@@ -815,6 +815,7 @@ TWO_PROCESSES = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns_from_both_their_batches(tmp_path):
     folder, script = tmp_path / "two", tmp_path / "two.py"
     names = {"folder": str(folder), "tests": str(Path(__file__).parent)}
