@@ -102,7 +102,7 @@ def test_a_malformed_file_is_named(folder, name, text, told):
     (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(Malformed, match=told) as caught:
         fits.finished(network(), folder)
-    assert str(folder / name) in str(caught.value)
+    assert str(caught.value).count(str(folder / name)) == 1
 
 
 @pytest.mark.parametrize(

@@ -159,8 +159,9 @@ def read_history(folder: Path) -> pd.DataFrame:
     path = folder / HISTORY
     if not path.exists():
         return pd.DataFrame(columns=COLUMNS, dtype=float)
+    lines = read_text(path).splitlines()
     try:
-        header, *rows = list(csv.reader(read_text(path).splitlines())) or [()]
+        header, *rows = list(csv.reader(lines)) or [()]
         if tuple(header) != COLUMNS:
             raise ValueError(f"its columns must be {', '.join(COLUMNS)}")
         frame = pd.DataFrame([[float(cell) for cell in row] for row in rows], columns=COLUMNS)

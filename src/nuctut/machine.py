@@ -62,7 +62,7 @@ def precision_on(device: str, precision: str) -> str:
     """The arithmetic that a name stands for: "fp32", "bf16", or for "auto" the faster of both.
 
     That is bf16 where the hardware has it. Where it is only imitated, as on CPUs without AVX-512
-    BF16 or AMX, an update of a U-Net takes seven times as long as in fp32.
+    BF16 or AMX, an update of a U-Net takes ten times as long as in fp32.
 
     Args:
         device: "cpu" or a CUDA device such as "cuda:0".

@@ -59,9 +59,8 @@ class _Kernel(AsyncKernelManager):
 
 
 if sys.platform == "linux":
-    _prctl = ctypes.CDLL(
-        None
-    ).prctl  # looked up here: a forked process should do as little as can be
+    # Looked up here: a forked process should do as little as can be.
+    _prctl = ctypes.CDLL(None).prctl
 
 
 def _end_with_parent() -> None:
