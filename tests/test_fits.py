@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from test_training import SETTINGS, crops, network, run, weights_of
 from torch import nn
@@ -46,6 +47,19 @@ def test_weights_come_back_to_the_bit_whatever_their_layout(tmp_path):
     fits.load_weights(again, tmp_path / "weights", fits.checksum(tmp_path / "weights"))
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_learned_numbers_are_rounded_and_statistics_are_not(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    with torch.no_grad():
+        model[0].bias[0] = 1e6  # more than 16 bits can hold
+        model[1].running_var.fill_(1e-9)  # less than they can
+    fits.save_weights(model, tmp_path / "weights", torch.float16)
+    stored = safetensors.torch.load_file(tmp_path / "weights")
+    assert stored["0.weight"].dtype == stored["1.weight"].dtype == torch.float16
+    assert torch.equal(stored["0.weight"], model[0].weight.half())
+    assert torch.equal(stored["0.bias"], model[0].bias)
+    assert torch.equal(stored["1.running_var"], model[1].running_var)
 
 
 def test_no_single_changed_bit_is_loaded(folder):

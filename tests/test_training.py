@@ -90,6 +90,12 @@ def weights_of(result: FitResult) -> dict[str, Tensor]:
     return safetensors.torch.load_file(result.best)
 
 
+def unrounded(result: FitResult) -> dict[str, Tensor]:
+    """The weights after the last update, as they were learned."""
+    state = torch.load(result.best.with_name(fits.LAST), weights_only=True)["state_dict"]
+    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
 def assert_same(one: FitResult, other: FitResult) -> None:
     """The same fit, to the bit, but for the time it took."""
     pd.testing.assert_frame_equal(
@@ -238,6 +244,55 @@ def test_colour_changes_each_channel_by_itself_and_within_bounds():
         assert np.abs(np.corrcoef(values.T) - np.eye(3)).max() < 0.25
     grey, *_ = random_crop(rng, image[..., 0], image[..., 0], 32, Jitter(colour=0.3))
     assert set(np.unique(grey)) == {-1, 1}
+
+
+@pytest.mark.parametrize("shape", [(240, 320), (240, 320, 3)])
+def test_gamma_bends_the_intensities_and_normalises_them_again(shape):
+    rng = np.random.default_rng(0)
+    image = standardise(rng.gamma(2.0, 300, shape))
+    labels = np.zeros(shape[:2], np.int32)
+    order = np.argsort(image.ravel())
+    exponents = []
+    for _ in range(50):
+        piece, *_ = random_crop(rng, image, labels, 320, Jitter(gamma=0.7))
+        assert piece.dtype == np.float32 and piece.shape == image.shape
+        if len(shape) == 2:
+            assert (np.diff(piece.ravel()[order]) >= 0).all()  # no pixel overtakes another
+        assert np.abs(piece.mean((0, 1))).max() < 0.1 and np.abs(piece.std((0, 1)) - 1).max() < 0.1
+        # the share of the range that the median has gone up tells the exponent
+        rose = [
+            np.subtract(np.median(one, (0, 1)), one.min((0, 1))) / np.ptp(one, (0, 1))
+            for one in (image, piece)
+        ]
+        exponents.append(np.mean(np.log(rose[1]) / np.log(rose[0])))
+    assert 0.5 < min(exponents) < 0.6 and 1.7 < max(exponents) < 2.02
+
+
+def test_gamma_leaves_an_image_without_any_contrast_alone():
+    flat = np.zeros((40, 40, 3), np.float32)
+    piece, *_ = random_crop(
+        np.random.default_rng(0), flat, np.zeros((40, 40), np.int32), 32, Jitter(gamma=0.5)
+    )
+    assert piece.shape == (32, 32, 3) and not piece.any()
+
+
+def test_balanced_shares_go_by_the_square_root_of_a_groups_size():
+    shares = training.balanced(["a"] * 16 + ["b"] * 4 + ["c"])
+    assert shares.sum() == pytest.approx(1)
+    of_group = [shares[:16].sum(), shares[16:20].sum(), shares[20]]
+    np.testing.assert_allclose(of_group, np.array([4, 2, 1]) / 7)
+
+
+def test_items_are_drawn_as_often_as_their_shares_say():
+    shares = np.array([0.7, 0.1, 0.2, 0.0])
+    settings = dataclasses.replace(SETTINGS, updates=2000)
+    order = training._Order(crops(shares=shares), settings)
+    drawn = [item for item, _ in order]
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, shares, atol=0.025)
+    assert [number for _, number in order] == list(range(4000))
+    assert drawn == [item for item, _ in order]
+    order.set_epoch(1)
+    assert drawn != [item for item, _ in order]
 
 
 def test_small_images_are_padded_by_reflection():
@@ -492,15 +547,15 @@ def test_the_penalty_pulls_at_all_kernels_but_the_heads(tmp_path):
     model = network(dropout=0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     options = {"learning_rate": 0.1, "l2": 1e-7, "epochs": 1, "updates": 1, "schedule": "constant"}
-    run(tmp_path, model=model, loss=Indifferent(), **options)
+    learned = unrounded(run(tmp_path, model=model, loss=Indifferent(), **options))
     kernels = 0
-    for name, weight in model.named_parameters():
+    for name, weight in learned.items():
         gradient = torch.zeros_like(weight)
         if weight.ndim == 4 and not name.startswith("head"):
             kernels += 1
             gradient = 2e-7 * before[name]
         expected = before[name] - 0.1 * gradient / (gradient.abs() + 1e-7)
-        torch.testing.assert_close(weight.detach(), expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-5)
     assert kernels == 22
 
 
@@ -513,10 +568,19 @@ def test_a_fit_keeps_what_auto_stood_for(tmp_path, monkeypatch, real):
 def test_bf16(undisturbed, tmp_path):
     result = run(tmp_path, precision="bf16")
     assert result.precision == "bf16"
-    assert {w.dtype for w in weights_of(result).values()} == {torch.float32}
+    assert {w.dtype for w in unrounded(result).values()} == {torch.float32}
     full, half = undisturbed.history["val_loss"], result.history["val_loss"]
     assert (full != half).all()
     np.testing.assert_allclose(half, full, rtol=0.05)
+
+
+def test_what_is_kept_is_rounded_and_is_what_the_network_then_is(undisturbed):
+    kept, learned, model = weights_of(undisturbed), unrounded(undisturbed), network()
+    assert undisturbed.history["val_loss"].idxmin() == SETTINGS.epochs - 1  # best and last are one
+    assert fits.finished(model, undisturbed.best.parent) is not None
+    for name, tensor in model.state_dict().items():
+        assert kept[name].dtype == torch.float16 and torch.equal(kept[name], learned[name].half())
+        assert torch.equal(tensor, kept[name].float())
 
 
 def test_without_updates_every_item_is_used_once(tmp_path):
@@ -621,10 +685,9 @@ def test_a_network_can_have_a_loss_of_its_own(tmp_path):
     losses = result.history["val_loss"]
     assert losses.iloc[-1] < 0.25 * losses.iloc[0] and 1.5 < model.number.item() < 4.5
     # The mean over the validation's three items, not over its two batches.
-    best = losses.min()
     items = [check[i, i]["numbers"] for i in range(3)]
-    each = [(one - model.number).square().mean().item() for one in items]
-    assert best == pytest.approx(np.mean(each), rel=1e-5)
+    each = [(one - unrounded(result)["number"]).square().mean().item() for one in items]
+    assert losses.iloc[-1] == pytest.approx(np.mean(each), rel=1e-5)
     assert torch.equal(model.frozen, torch.ones(7))
 
 

@@ -44,6 +44,7 @@ class InstanceCrops(Dataset):
         size: Side of the crops in pixels.
         seed: Position, orientation and jitter are a function of it and of the number of the draw.
         jitter: How crops vary beyond their place and orientation.
+        shares: How often each image is drawn, such as `training.balanced` gives; None: all alike.
 
     Items:
         "image" (3, h, w) float32; "key"; "target" with "boxes" (N, 4) float32 (x0, y0, x1, y1,
@@ -59,9 +60,10 @@ class InstanceCrops(Dataset):
         size: int = 256,
         seed: int = 0,
         jitter: Jitter = NO_JITTER,
+        shares: np.ndarray | None = None,
     ) -> None:
         self.images, self.labels, self.keys = images, labels, keys
-        self.size, self.seed, self.jitter = size, seed, jitter
+        self.size, self.seed, self.jitter, self.shares = size, seed, jitter, shares
         self.areas = [np.bincount(one.ravel()) for one in labels]
 
     def __len__(self) -> int:
@@ -97,6 +99,7 @@ def instance_crops(
     *,
     size: int,
     jitter: Jitter = NO_JITTER,
+    shares: np.ndarray | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> InstanceCrops:
@@ -104,15 +107,15 @@ def instance_crops(
 
     Args:
         samples: A split of (H, W, 3) images; "training" is the one that is learned from.
-        size, jitter, seed: Of `InstanceCrops`. Validation ignores them: its crops are the largest
-            that all images have room for, 512 pixels at most.
+        size, jitter, shares, seed: Of `InstanceCrops`. Validation ignores them: its crops are the
+            largest that all images have room for, 512 pixels at most.
         progress: Show a progress bar.
     """
     bar = tqdm(samples, f"nuclei of {samples.describe()}", disable=not progress)
     labels = [sample.labels for sample in bar]
     common = ([sample.image for sample in samples], labels, samples.keys)
     if samples.split == "training":
-        return InstanceCrops(*common, size=size, seed=seed, jitter=jitter)
+        return InstanceCrops(*common, size=size, seed=seed, jitter=jitter, shares=shares)
     return InstanceCrops(*common, size=min(512, *(side for one in labels for side in one.shape)))
 
 

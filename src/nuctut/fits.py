@@ -186,9 +186,20 @@ def finished(model: nn.Module, folder: Path | str) -> FitResult | None:
     return FitResult(**vars(summary), best=folder / WEIGHTS, history=read_history(folder))
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network's weights, whole or not at all."""
+def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a network's weights, whole or not at all.
+
+    Args:
+        model: The network.
+        path: Of the file.
+        dtype: What the learned numbers are rounded to. Statistics of a normalisation, which are
+            few and may be tiny, stay as they are, and so does what would overflow.
+    """
+    learned = {name for name, _ in model.named_parameters()}
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    for name in learned & state.keys():
+        if torch.isfinite(rounded := state[name].to(dtype)).all():
+            state[name] = rounded
     with replacing(path) as temporary:
         safetensors.torch.save_file(state, temporary)
 

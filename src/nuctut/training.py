@@ -11,7 +11,8 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ from nuctut.machine import (
 )
 from nuctut.targets import corner_tiles, dihedral, standardise
 
+GAMMA_STEP = 3  # pixels
 NO_CODE = "0" * 16  # the digest of code that nobody named
 ARITHMETIC = {"fp32": "32-true", "bf16": "bf16-mixed"}
 DEVICES = {"auto": "auto", "cpu": "cpu", "gpu": "gpu"}
@@ -110,11 +112,14 @@ class Jitter:
         gain: Half-width of a random factor on the normalised intensities, 0 for none.
         colour: Half-width of a random factor on each channel, and of what is added to it.
         zoom: Largest random factor on the scale, and its inverse the smallest; 1 for none.
+        gamma: Half-width of the logarithm of a random exponent on the intensities, counted from 0
+            at a channel's darkest pixel to 1 at its brightest; 0 for none.
     """
 
     gain: float = 0.0
     colour: float = 0.0
     zoom: float = 1.0
+    gamma: float = 0.0
 
 
 NO_JITTER = Jitter()
@@ -166,6 +171,7 @@ class RandomCrops(Dataset):
         size: Side of the crops in pixels; smaller images are padded by reflection.
         seed: Position, orientation and jitter are a function of it and of the number of the draw.
         jitter: How crops vary beyond their place and orientation.
+        shares: How often each image is drawn, such as `balanced` gives; None: all alike.
     """
 
     def __init__(
@@ -177,10 +183,12 @@ class RandomCrops(Dataset):
         scale: str = "linear",
         seed: int = 0,
         jitter: Jitter = NO_JITTER,
+        shares: np.ndarray | None = None,
     ) -> None:
         self.images = [_at_least(standardise(image, scale), size) for image in images]
         self.classes = [_at_least(one, size) for one in classes]
         self.keys, self.size, self.seed, self.jitter = keys, size, seed, jitter
+        self.shares = shares
 
     def __len__(self) -> int:
         return len(self.images)
@@ -191,6 +199,23 @@ class RandomCrops(Dataset):
         pair = self.images[which], self.classes[which]
         image, classes, orientation = random_crop(rng, *pair, self.size, self.jitter)
         return _item(image, classes, orientation, self.keys[which])
+
+
+def balanced(groups: Sequence[Hashable]) -> np.ndarray:
+    """How often to draw each item, so that large groups do not drown small ones.
+
+    A group as a whole is drawn as often as the square root of its size says: halfway between as
+    often as it comes, and as often as every other.
+
+    Args:
+        groups: Of each item.
+
+    Returns:
+        (items,) float64 probabilities; their sum is 1.
+    """
+    sizes = Counter(groups)
+    weights = np.array([sizes[group] ** -0.5 for group in groups])
+    return weights / weights.sum()
 
 
 def random_crop(
@@ -221,7 +246,12 @@ def random_crop(
         start = int(rng.integers(max(0, length - side) + 1))
         window.append(slice(start, start + side))
     orientation = int(rng.integers(8))
-    image, classes = image[tuple(window)], classes[tuple(window)]
+    if jitter.gamma:
+        exponent = math.exp(jitter.gamma * rng.uniform(-1, 1))
+        image = _with_gamma(image, tuple(window), exponent)
+    else:
+        image = image[tuple(window)]
+    classes = classes[tuple(window)]
     if side != size and min(classes.shape) == side:
         image, classes = _resized(image, size, "bilinear"), _resized(classes, size, "nearest")
     image = image * np.float32(1 + jitter.gain * rng.uniform(-1, 1))
@@ -229,6 +259,19 @@ def random_crop(
         factors, offsets = jitter.colour * rng.uniform(-1, 1, (2, image.shape[2]))
         image = image * np.float32(1 + factors) + np.float32(offsets)
     return image, classes, orientation
+
+
+def _with_gamma(image: np.ndarray, window: tuple[slice, slice], exponent: float) -> np.ndarray:
+    """A window of an image whose intensities are raised to a power, and normalised again."""
+    low, high = image.min((0, 1)), image.max((0, 1))
+    span = np.where(high > low, high - low, 1)
+
+    def raised(pixels: np.ndarray) -> np.ndarray:
+        return ((pixels - low) / span) ** np.float32(exponent)
+
+    some = raised(image[::GAMMA_STEP, ::GAMMA_STEP])  # mean and deviation need not every pixel
+    mean, deviation = some.mean((0, 1)), some.std((0, 1))
+    return (raised(image[window]) - mean) / np.where(deviation > 0, deviation, 1)
 
 
 def _resized(array: np.ndarray, size: int, mode: str) -> np.ndarray:
@@ -455,7 +498,8 @@ class _Keeper(L.Callback):
             with replacing(self.folder / fits.HISTORY) as path:
                 pd.DataFrame(self.history).to_csv(path, index=False)
         if trainer.is_global_zero and better:
-            fits.save_weights(module.model, self.folder / fits.WEIGHTS)
+            # Rounded before anything is measured, so that what ships is what was measured.
+            fits.save_weights(module.model, self.folder / fits.WEIGHTS, torch.float16)
         self._save_last(trainer)
         if self._exhausted():
             trainer.should_stop = True
@@ -499,10 +543,14 @@ class _Keeper(L.Callback):
 
 
 class _Order(Sampler[tuple[int, int]]):
-    """(item, number of the draw), in an order that depends on the seed and the epoch alone."""
+    """(item, number of the draw), in an order that depends on the seed and the epoch alone.
+
+    Items that have `shares` are drawn with these probabilities, others in turn.
+    """
 
     def __init__(self, items: Dataset, settings: FitSettings) -> None:
         self.items, self.settings = len(items), settings
+        self.shares = getattr(items, "shares", None)
         self.world = settings.devices
         self.count = self.items // self.world
         if settings.updates is not None:
@@ -519,8 +567,11 @@ class _Order(Sampler[tuple[int, int]]):
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         total = self.count * self.world
         rng = np.random.default_rng([self.settings.seed, self.epoch])
-        rounds = [rng.permutation(self.items) for _ in range(-(-total // self.items))]
-        order = np.concatenate(rounds)[:total]
+        if self.shares is not None:
+            order = rng.choice(self.items, total, p=self.shares)
+        else:
+            rounds = [rng.permutation(self.items) for _ in range(-(-total // self.items))]
+            order = np.concatenate(rounds)[:total]
         for position in range(rank, total, self.world):
             yield int(order[position]), self.epoch * total + position
 

@@ -323,6 +323,7 @@ def random_crops(
     size: int,
     scale: str = "linear",
     jitter: training.Jitter = training.NO_JITTER,
+    shares: np.ndarray | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Dataset:
@@ -331,7 +332,8 @@ def random_crops(
     Args:
         samples: A split; "training" is the one that is learned from.
         classes_of: Gives the (H, W) uint8 class map that a sample teaches.
-        size, scale, jitter, seed: Of `training.RandomCrops`; validation ignores all but the scale.
+        size, scale, jitter, shares, seed: Of `training.RandomCrops`; validation ignores all but
+            the scale.
         progress: Show a progress bar.
     """
     bar = tqdm(samples, f"labels for {samples.describe()}", disable=not progress)
@@ -339,7 +341,8 @@ def random_crops(
     images = [sample.image for sample in samples]
     common = (images, classes, samples.keys)
     if samples.split == "training":
-        return training.RandomCrops(*common, size=size, scale=scale, seed=seed, jitter=jitter)
+        how = {"size": size, "scale": scale, "seed": seed, "jitter": jitter, "shares": shares}
+        return training.RandomCrops(*common, **how)
     # The same large crop of every image at every epoch, whatever the seed.
     size = min(512, *(16 * (length // 16) for one in classes for length in one.shape))
     return training.RandomCrops(*common, size=size, scale=scale)
