@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -17,8 +18,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from skimage.io import imread
 from test_datasets import changes
@@ -188,13 +188,33 @@ def test_the_modality_is_told_from_the_ground_and_its_colour(
     assert dsb2018.modality(image) == expected
 
 
+@pytest.mark.parametrize(
+    ("ground", "expected"),
+    [
+        ((20, 20, 20), "fluorescence 10×12"),
+        ((225, 225, 225), "bright-field 10×12"),
+        ((200, 199, 207), "stained 10×12 on white"),
+        ((174, 154, 202), "stained 10×12 on purple"),
+        ((200, 119, 191), "stained 10×12 on pink"),
+    ],
+)
+def test_the_sort_is_told_from_modality_size_and_ground(ground: tuple, expected: str) -> None:
+    image = np.full((10, 12, 3), ground, np.uint8)
+    image[2:5, 2:6] = 90 if expected.startswith("bright") else (110, 40, 150)
+    assert dsb2018.sort(image) == expected
+
+
 # --- labels --------------------------------------------------------------------------------------
 
 
 def test_labels_are_numbered_by_their_first_pixels_whatever_the_names(made: Path) -> None:
     sample = dsb2018.read(made, "a")
     np.testing.assert_array_equal(sample.labels, NUMBERED)
-    assert sample.labels.dtype == np.int32 and dict(sample.tags) == {"modality": "fluorescence"}
+    assert sample.labels.dtype == np.int32 and dict(sample.tags) == {
+        "modality": "fluorescence",
+        "group": "fluorescence 4×5",
+        "sort": "fluorescence 4×5",
+    }
     masks = made / "stage1_train" / "a" / "masks"
     (masks / "mask1.png").rename(masks / "zz.png")
     np.testing.assert_array_equal(dsb2018.read(made, "a").labels, NUMBERED)
@@ -365,37 +385,19 @@ def test_a_changed_file_is_read_or_named(made: Path, name: str, key: str, count:
 # --- the validation split ------------------------------------------------------------------------
 
 
-def test_the_rule_takes_a_tenth_of_every_stratum_at_even_distances() -> None:
-    strata = {f"a{index:02d}": ("stained", (10, 10)) for index in range(30)}
-    strata |= {f"b{index}": ("stained", (10, 20)) for index in range(4)}
-    strata |= {f"c{index}": ("fluorescence", (10, 10)) for index in range(3)}
-    assert dsb2018.validation_keys(strata) == ["a05", "a15", "a25", "b2"]
-
-
-@given(
-    st.dictionaries(
-        st.text("0123456789abcdef", min_size=1, max_size=6),
-        st.tuples(st.sampled_from(dsb2018.MODALITIES), st.sampled_from([(1, 1), (2, 2)])),
-        max_size=120,
-    ),
-    st.randoms(),
-)
-@settings(max_examples=50, deadline=None)
-def test_the_rule_keeps_its_promises(strata: dict, random: object) -> None:
-    chosen = dsb2018.validation_keys(strata)
-    assert len(set(chosen)) == len(chosen) and set(chosen) <= set(strata)
-    taken = Counter(strata[key] for key in chosen)
-    for stratum, count in Counter(strata.values()).items():
-        assert abs(taken[stratum] - count / 10) <= 0.5 or (taken[stratum] == 1 and 4 <= count < 5)
-        assert taken[stratum] >= 1 or count < 4
-    shuffled = list(strata.items())
-    random.shuffle(shuffled)
-    assert dsb2018.validation_keys(dict(shuffled)) == chosen
+def test_of_invented_images_every_fourth_of_a_sort_is_for_validation(tmp_path: Path) -> None:
+    for index in range(9):
+        write_image(tmp_path, "stage1_train", f"a{index}", np.zeros((20, 20, 3), np.uint8))
+    for index in range(3):
+        write_image(tmp_path, "stage1_train", f"b{index}", np.zeros((20, 30, 3), np.uint8))
+    assert dsb2018.split_keys(tmp_path, "validation") == ["a3", "a7"]
+    training = dsb2018.split_keys(tmp_path, "training")
+    assert len(training) == 10 and not {"a3", "a7"} & set(training)
 
 
 def test_the_list_is_of_ids_and_decides_where_it_knows_one(made: Path) -> None:
     listed = sorted(dsb2018.listed_validation())
-    assert len(listed) == 68
+    assert len(listed) == 134
     assert all(len(key) == 64 and set(key) <= set("0123456789abcdef") for key in listed)
     write_image(made, "stage1_train", listed[0])
     assert dsb2018.split_keys(made, "validation") == [listed[0]]
@@ -411,25 +413,72 @@ def real() -> Path:
 
 
 @needs_real_data
-def test_the_rule_gives_the_list_on_the_real_images(real: Path) -> None:
+def test_the_list_holds_all_of_some_sorts_of_the_real_images(real: Path) -> None:
     keys = [path.name for path in (real / "stage1_train").iterdir()]
-    strata = {key: dsb2018._stratum(real, key) for key in keys}
-    assert Counter(modality for modality, _ in strata.values()) == {
+    sorts = {key: dsb2018.sort(dsb2018.read_image(real, key)) for key in keys}
+    assert Counter(sort.split()[0] for sort in sorts.values()) == {
         "fluorescence": 546,
         "stained": 108,
         "bright-field": 16,
     }
-    assert set(dsb2018.validation_keys(strata)) == dsb2018.listed_validation()
+    held_out = {key for key, sort in sorts.items() if sort in dsb2018.HELD_OUT}
+    assert held_out == dsb2018.listed_validation()
+    assert {sorts[key] for key in held_out} == set(dsb2018.HELD_OUT)
     training = set(dsb2018.split_keys(real, "training"))
-    assert len(training) == 602 and training | dsb2018.listed_validation() == set(keys)
+    assert len(training) == 536 and training | held_out == set(keys)
+
+
+@needs_real_data
+def test_the_listed_fields_are_those_whose_edges_match(real: Path) -> None:
+    """The rule that `_fields` states, taken from the images anew."""
+    keys = dsb2018.split_keys(real, "test")
+    grey = [dsb2018.read_image(real, key).mean(axis=2) for key in keys]
+    fields = {key: {key} for key in keys}
+
+    def go_on(one: np.ndarray, other: np.ndarray) -> bool:
+        if one.shape != other.shape or min(one.std(), other.std()) < 2:  # edges without anything
+            return False
+        return np.corrcoef(one, other)[0, 1] > 0.95
+
+    for i, j in itertools.permutations(range(len(keys)), 2):
+        if go_on(grey[i][:, -1], grey[j][:, 0]) or go_on(grey[i][-1], grey[j][0]):
+            joined = fields[keys[i]] | fields[keys[j]]
+            fields |= dict.fromkeys(joined, joined)
+    assert len({frozenset(field) for field in fields.values()}) == 32
+    samples = datasets.load("dsb2018", "test", "real")
+    listed: dict[str, set[str]] = {}
+    for sample in samples:
+        listed.setdefault(sample.tags.get("field", sample.key), set()).add(sample.key)
+    assert set(map(frozenset, fields.values())) == set(map(frozenset, listed.values()))
+    assert len({sample.tags["group"] for sample in samples}) == 11
+
+
+@needs_real_data
+def test_some_test_images_go_on_in_training_images(real: Path) -> None:
+    stage = dsb2018._image_folders(real / "stage1_train")
+    edges = [
+        (one[0], one[-1], one[:, 0], one[:, -1])
+        for one in (dsb2018.read_image(real, key).mean(axis=2) for key in stage)
+    ]
+    for start in dsb2018.GOES_ON_IN_TRAIN:
+        (key,) = (key for key in dsb2018.split_keys(real, "test") if key.startswith(start))
+        one = dsb2018.read_image(real, key).mean(axis=2)
+        mine = (one[-1], one[0], one[:, -1], one[:, 0])
+        matching = [
+            np.corrcoef(mine[side], other[side])[0, 1]
+            for other in edges
+            for side in range(4)
+            if mine[side].shape == other[side].shape and other[side].std() >= 2
+        ]
+        assert max(matching) > 0.95
 
 
 @needs_real_data
 @pytest.mark.parametrize(
     ("split", "images", "nuclei", "modalities"),
     [
-        ("training", 602, 26_666, (491, 97, 14)),
-        ("validation", 68, 2_795, (55, 11, 2)),
+        ("training", 536, 25_281, (450, 70, 16)),
+        ("validation", 134, 4_180, (96, 38, 0)),
         ("test", 65, 4_152, (53, 12, 0)),
     ],
 )

@@ -32,7 +32,7 @@ from nuctut.datasets.spec import DatasetSpec
 from nuctut.files import STRICT, Count, Text, parse_json, read_text
 from nuctut.samples import Sample
 
-VERSION = 2  # raise it when a reader gives other labels or tags, or the index has another form
+VERSION = 3  # raise it when a reader gives other labels or tags, or the index has another form
 INDEX = "index.json"
 BUILDING = ".building-"
 ABANDONED = 3600  # seconds after which a half-made cache is one that a killed process left

@@ -4,18 +4,19 @@ On disk, as the publisher's files unpack: `stage1_train/<id>/images/<id>.png` wi
 per nucleus in `stage1_train/<id>/masks/`; `stage1_test/<id>/images/<id>.png`; and the nuclei of
 the test images as run lengths in `stage1_solution.csv`.
 
-The publisher has no validation split: `validation_keys` draws one from stage1_train.
+The publisher has no validation split: ours are the sorts of image in stage1_train that `HELD_OUT`
+names.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -40,12 +41,20 @@ COLUMNS = ("ImageId", "EncodedPixels", "Height", "Width")
 MODALITIES = ("fluorescence", "stained", "bright-field")
 DARK = 100  # grey values; see modality()
 COLOURED = 5  # grey values; see modality()
-VALIDATION_SHARE = 0.1
-SMALLEST_STRATUM = 4  # images that a stratum needs to lend one to validation
+WHITE = 34  # grey values; see sort()
+INVENTED_STEP = 4  # of invented images of one sort, every fourth is for validation
+
+# Sorts of images of stage1_train that are the validation split, all of them: none is learned from.
+HELD_OUT = (
+    "fluorescence 256×320",
+    "fluorescence 360×360",
+    "fluorescence 1040×1388",
+    "stained 256×320 on white",
+)
 
 COUNTS = {
-    "training": SplitCount(602, 26_666),
-    "validation": SplitCount(68, 2_795),
+    "training": SplitCount(536, 25_281),
+    "validation": SplitCount(134, 4_180),
     "test": SplitCount(65, 4_152),
 }
 
@@ -66,7 +75,8 @@ ALSO_IN_TRAIN = {
     ),
 }
 
-Stratum = tuple[str, tuple[float, float]]  # modality and size
+# Test images of which an edge goes on in a training image, beside those of `ALSO_IN_TRAIN`.
+GOES_ON_IN_TRAIN = ("1cdbfee1", "31f1fbe8", "4727d94c", "ab298b96")  # how their ids begin
 
 
 # --- which images --------------------------------------------------------------------------------
@@ -84,45 +94,43 @@ def split_keys(folder: Path, split: str) -> list[str]:
     keys = _image_folders(folder / TRAIN)
     listed = listed_validation()
     if listed.isdisjoint(keys):  # invented images, which no list can know
-        validation = set(validation_keys({key: _stratum(folder, key) for key in keys}))
-    else:
-        validation = listed
-    return [key for key in keys if (key in validation) == (split == "validation")]
+        listed = _invented_validation(folder, keys)
+    return [key for key in keys if (key in listed) == (split == "validation")]
+
+
+def _invented_validation(folder: Path, keys: Sequence[str]) -> set[str]:
+    """Of invented images every fourth of each modality and size."""
+    alike: dict[tuple, list[str]] = {}
+    for key in keys:
+        image = read_image(folder, key)
+        alike.setdefault((modality(image), image.shape), []).append(key)
+    return {key for same in alike.values() for key in same[INVENTED_STEP - 1 :: INVENTED_STEP]}
 
 
 def listed_validation() -> frozenset[str]:
-    """The ids of the real validation split, as written down in `dsb2018_validation.txt`."""
-    text = resources.files(__package__).joinpath("dsb2018_validation.txt").read_text("utf-8")
-    return frozenset(line for line in text.split("\n") if line and not line.startswith("#"))
+    """The ids of the real validation split, as written down in `dsb2018_validation.txt`.
 
-
-def validation_keys(strata: Mapping[str, Stratum]) -> list[str]:
-    """The images of stage1_train that form the validation split, by a rule without chance.
-
-    Images of the same modality and size are a stratum. Of its n ids, sorted, n / 10 (rounded,
-    halves up) are taken at even distances; a stratum of at least 4 images lends at least one.
-    The ids are hashes, so their order has nothing to do with what the images show.
-
-    Many images are tiles of one field of view, and neighbours may come to lie on both sides: of the
-    68 real validation images, 48 continue in a training image. They share no pixel, but look
-    alike, so this split is for deciding when to stop, not for measuring.
-
-    Args:
-        strata: Modality and (H, W) of each image by its id.
-
-    Returns:
-        Sorted ids.
+    They are the images of the sorts `HELD_OUT`, all of each sort, because images of one sort may be
+    tiles of one field of view, and look alike where they are not. The split is to say what travels
+    to images of a sort that was not learned from, as 25 of the 65 test images are.
     """
-    members: dict[Stratum, list[str]] = {}
-    for key, stratum in sorted(strata.items()):
-        members.setdefault(stratum, []).append(key)
-    chosen = []
-    for keys in members.values():
-        wanted = math.floor(VALIDATION_SHARE * len(keys) + 0.5)
-        if len(keys) >= SMALLEST_STRATUM:
-            wanted = max(wanted, 1)
-        chosen += [keys[(2 * index + 1) * len(keys) // (2 * wanted)] for index in range(wanted)]
-    return sorted(chosen)
+    return frozenset(_listed("dsb2018_validation.txt"))
+
+
+@cache
+def _fields() -> dict[str, str]:
+    """The field of view of each test image that shares its field with another.
+
+    Images are pieces of one field where the edge of one goes on at the edge of the other: the two
+    rows or columns of pixels have a correlation of more than 0.95.
+    """
+    lines = [line.split() for line in _listed("dsb2018_fields.txt")]
+    return {key: keys[0][:8] for keys in lines for key in keys}
+
+
+def _listed(name: str) -> list[str]:
+    text = resources.files(__package__).joinpath(name).read_text("utf-8")
+    return [line for line in text.split("\n") if line and not line.startswith("#")]
 
 
 def files(folder: Path, key: str) -> list[str]:
@@ -173,11 +181,6 @@ def _test_keys(folder: Path) -> list[str]:
     return keys
 
 
-def _stratum(folder: Path, key: str) -> Stratum:
-    image = read_image(folder, key)
-    return modality(image), image.shape[:2]
-
-
 # --- one image -----------------------------------------------------------------------------------
 
 
@@ -188,7 +191,9 @@ def read(folder: Path, key: str) -> Sample:
     depend on the names of mask files or the order of run lengths.
 
     Returns:
-        A sample with image (H, W, 3) uint8, labels (H, W) int32 and the tag "modality".
+        A sample with image (H, W, 3) uint8, labels (H, W) int32 and the tags "modality"; "group",
+        modality and size; "sort" (see there); and, of a test image that is a piece of a field of
+        view of which there are others, "field", a name that they share.
 
     Raises:
         FileNotFoundError: When a file is missing.
@@ -200,7 +205,11 @@ def read(folder: Path, key: str) -> Sample:
         nuclei = _nuclei_from_runs(folder, key, image.shape[:2])
     else:
         nuclei = _nuclei_from_masks([folder / name for name in sources], image.shape[:2])
-    return Sample(key, image, _paint(nuclei, image.shape[:2]), {"modality": modality(image)})
+    kind, (height, width, _) = modality(image), image.shape
+    tags = {"modality": kind, "group": f"{kind} {height}×{width}", "sort": sort(image)}
+    if key in _fields():
+        tags["field"] = _fields()[key]
+    return Sample(key, image, _paint(nuclei, image.shape[:2]), tags)
 
 
 def read_image(folder: Path, key: str) -> np.ndarray:
@@ -252,6 +261,26 @@ def modality(image: np.ndarray) -> str:
         return "fluorescence"
     colour = image.max(axis=2) - image.min(axis=2)
     return "stained" if colour.mean() >= COLOURED else "bright-field"
+
+
+def sort(image: np.ndarray) -> str:
+    """Which images are alike: of one modality and size, such as "fluorescence 256×320".
+
+    Stained ones also by the colour of the ground, the median of each channel: "on white" where
+    these are less than 34 apart, else "on purple" where there is less red than blue in it, else
+    "on pink". A piece without much ground may be told another colour than the rest of its field.
+
+    Args:
+        image: (H, W, 3) uint8.
+    """
+    kind = modality(image)
+    name = f"{kind} {image.shape[0]}×{image.shape[1]}"
+    if kind != "stained":
+        return name
+    red, green, blue = np.median(image, axis=(0, 1))
+    if max(red, green, blue) - min(red, green, blue) < WHITE:
+        return f"{name} on white"
+    return f"{name} on {'purple' if red < blue else 'pink'}"
 
 
 # --- nuclei --------------------------------------------------------------------------------------
@@ -423,8 +452,8 @@ def simulate(folder: Path, *, images: Mapping[str, int], shape: tuple[int, int],
     """
     validate(images, shape, seed)
     count = images["training"] + images["validation"]
-    kinds = {f"{index:06d}": kind_of(index) for index in range(count)}
-    given = len(validation_keys({key: (kind.modality, kind.scale) for key, kind in kinds.items()}))
+    kinds = Counter((kind_of(i).modality, kind_of(i).scale) for i in range(count))
+    given = sum(number // INVENTED_STEP for number in kinds.values())
     if given != images["validation"]:
         raise ValueError(
             f"Of {count} images outside the test split the rule takes {given} for validation, "
