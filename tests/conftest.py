@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage as ndi
 
-from nuctut import machine
+from nuctut import datasets, machine
 
 Scene = Callable[..., tuple[np.ndarray, np.ndarray]]
 
@@ -29,6 +30,16 @@ def one_thread() -> None:
 def clean_checkout(monkeypatch) -> None:
     """What is measured here counts as measured from a commit, also while somebody works on it."""
     monkeypatch.setattr(machine, "git_commit", lambda: "c0ffee" + 34 * "0")
+
+
+@pytest.fixture
+def no_checkout(monkeypatch) -> None:
+    """As after `pip install` alone: there is no checkout, and so no excerpt of any data set."""
+
+    def missing() -> Path:
+        raise FileNotFoundError("no checkout")
+
+    monkeypatch.setattr(datasets, "excerpts_root", missing)
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def test_old_fits_are_accepted_where_that_is_said(nuctut, monkeypatch):
 def test_data_list_says_what_is_here(nuctut):
     status, out, _ = nuctut("data", "list")
     assert status == 0
-    assert re.search(r"bbbc039 .* missing", out)
+    assert re.search(r"bbbc039 .* excerpt", out)
 
 
 def test_simulated_data_are_written_checked_and_never_called_real(nuctut, tmp_path):

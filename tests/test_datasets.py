@@ -177,8 +177,9 @@ def test_a_set_travels_to_another_process(as_if_real: Path) -> None:
     np.testing.assert_array_equal(copy[0].labels, samples[0].labels)
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small", "no_checkout")
 def test_auto_falls_back_to_simulated_and_says_so(places: Path) -> None:
+    assert datasets.status("bbbc039").state == "missing"
     samples = datasets.load("bbbc039", "training", source="auto")
     assert samples.source == "simulated"
     assert len(samples) == FEW["training"] and samples[0].image.shape == SHAPE
@@ -197,9 +198,11 @@ def test_simulated_is_simulated_though_real_data_are_there(as_if_real: Path) -> 
 def test_simulated_data_in_the_data_folder_never_pass_as_real(places: Path) -> None:
     datasets.simulate("bbbc039", places / "bbbc039", seed=5)
     assert datasets.status("bbbc039").state == "simulated"
-    assert datasets.load("bbbc039", "test", source="auto").source == "simulated"
     with pytest.raises(FileNotFoundError, match="simulated data, not the real"):
         datasets.load("bbbc039", "test", source="real")
+    assert datasets.load("bbbc039", "test", source="auto").source == "excerpt"
+    assert datasets.load("bbbc039", "test", source="simulated").source == "simulated"
+    assert not datasets.simulated_root().exists()  # those that lie there were taken
 
 
 @pytest.mark.parametrize(
@@ -207,7 +210,7 @@ def test_simulated_data_in_the_data_folder_never_pass_as_real(places: Path) -> N
     [
         (("bbbc040", "test", "auto"), "bbbc039"),
         (("bbbc039", "train", "auto"), "training, validation, test"),
-        (("bbbc039", "test", "fake"), "auto, real, simulated"),
+        (("bbbc039", "test", "fake"), "auto, real, excerpt, simulated"),
     ],
 )
 def test_unknown_words_are_answered_with_what_exists(arguments: tuple, named: str) -> None:

@@ -890,7 +890,7 @@ def test_an_incomplete_data_set_is_an_error_and_not_replaced(as_if_real: Path, l
 
 
 def test_simulated_data_are_made_where_there_are_none(places: Path) -> None:
-    samples = datasets.load("dsb2018", "validation")
+    samples = datasets.load("dsb2018", "validation", "simulated")
     assert samples.source == "simulated" and len(samples) == SMALL_IMAGES["validation"]
     assert not list(places.iterdir())
 

@@ -16,7 +16,7 @@ from made_records import FIT, record, row, rows
 
 from nuctut import files, machine, metrics, records, scoreboard
 from nuctut.machine import git_commit  # before conftest puts another in its place
-from nuctut.samples import SampleSet
+from nuctut.samples import SOURCES, SampleSet
 
 
 def squares(*corners, size=6, shape=(30, 30)):
@@ -374,7 +374,7 @@ MALFORMED = [
     ("created", "yesterday", "created must be an ISO 8601 time"),
     ("created", "2026-01-01T00:00:00", "created must be an ISO 8601 time with its zone"),
     ("data", [], "data must be an object"),
-    ("data.source", "dreamt", "data.source must be one of 'real', 'stand-in' or 'simulated'"),
+    ("data.source", "dreamt", "data.source must be one of 'real', 'excerpt', "),
     ("data.fingerprint", "", "data.fingerprint must be a text"),
     ("data.count", 3, "images must hold data.count = 3 rows, not 2"),
     ("data.training", {"split": "training"}, "data.training.fingerprint is missing"),
@@ -646,7 +646,7 @@ def test_the_table_has_a_line_per_record(tmp_path):
 
 
 @pytest.mark.parametrize("preset", records.PRESETS)
-@pytest.mark.parametrize("source", ["real", "stand-in", "simulated"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_only_evidence_is_committed(preset, source):
     folder = records.folder_for(preset, source)
     if source == "real" and preset != "smoke":
@@ -666,6 +666,7 @@ DIRTY = f"{40 * '1'}-dirty"
         ({"git_commit": None, "fit": FIT | {"git_commit": None}}, ""),
         ({"preset": "smoke"}, "smoke preset"),
         ({"source": "stand-in"}, "stand-in data"),
+        ({"source": "excerpt", "preset": "paper"}, "excerpt data"),
         ({"git_commit": DIRTY, "source": "simulated"}, "simulated data"),
         ({"git_commit": DIRTY}, "measured from a changed checkout"),
         ({"git_commit": DIRTY, "fit": FIT}, "measured from a changed checkout"),

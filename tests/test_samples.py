@@ -88,8 +88,14 @@ def test_a_part_of_a_set_has_its_own_fingerprint_and_shares_what_was_read():
         samples.take(0)
 
 
+def test_an_excerpt_says_of_how_many_images_it_is():
+    samples, _ = make_set(source="excerpt", whole=50)
+    assert samples.describe() == "bbbc039 test (real, excerpt: 5 of 50 images)"
+    assert samples.take(2).describe() == "bbbc039 test (real, excerpt: 2 of 50 images)"
+
+
 def test_a_set_says_what_it_is():
     assert make_set()[0].describe() == "bbbc039 test (real, 5 images)"
     assert make_set(source="simulated")[0].describe() == "bbbc039 test (simulated, 5 images)"
-    with pytest.raises(ValueError, match="real, stand-in, simulated, not 'fake'"):
+    with pytest.raises(ValueError, match="real, excerpt, stand-in, simulated, not 'fake'"):
         make_set(source="fake")

@@ -32,6 +32,11 @@ def results_root() -> Path:
     return project_root() / "results"
 
 
+def excerpts_root() -> Path:
+    """The folder of excerpts, committed: a few real images of a data set, in a folder each."""
+    return project_root() / "data" / "excerpts"
+
+
 def runs_root() -> Path:
     """The folder of full run outputs, ignored by git: $NUCTUT_RUNS, or `runs/` in the checkout."""
     named = os.environ.get("NUCTUT_RUNS")

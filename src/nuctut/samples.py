@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-SOURCES = ("real", "stand-in", "simulated")
+SOURCES = ("real", "excerpt", "stand-in", "simulated")
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,10 @@ class SampleSet(Sequence[Sample]):
         keys: The samples' keys, in the publisher's order.
         read: Gives the sample of a key.
         name, split: Of the data set, such as "bbbc039" and "test".
-        source: "real" (the paper's own data), "stand-in" (other real data) or "simulated".
+        source: "real" (the paper's own data), "excerpt" (a few of its images), "stand-in" (other
+            real data) or "simulated".
         fingerprint: Hex digest of what the samples were read from.
+        whole: Of an excerpt: how many images the split has in the real data set.
     """
 
     def __init__(
@@ -82,12 +84,13 @@ class SampleSet(Sequence[Sample]):
         split: str,
         source: str,
         fingerprint: str,
+        whole: int | None = None,
     ) -> None:
         if source not in SOURCES:
             raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
         self.keys = tuple(keys)
         self.name, self.split, self.source = name, split, source
-        self.fingerprint = fingerprint
+        self.fingerprint, self.whole = fingerprint, whole
         self._read = read
         self._samples: dict[str, Sample] = {}
 
@@ -114,8 +117,15 @@ class SampleSet(Sequence[Sample]):
             split=self.split,
             source=self.source,
             fingerprint=digest,
+            whole=self.whole,
         )
 
     def describe(self) -> str:
-        """One line that says what this is, such as "bbbc039 test (real, 50 images)"."""
-        return f"{self.name} {self.split} ({self.source}, {len(self)} images)"
+        """One line that says what this is, such as "bbbc039 test (real, 50 images)".
+
+        Of an excerpt: "bbbc039 test (real, excerpt: 4 of 50 images)".
+        """
+        if self.whole is None:
+            return f"{self.name} {self.split} ({self.source}, {len(self)} images)"
+        images = f"{len(self)} of {self.whole} images"
+        return f"{self.name} {self.split} (real, {self.source}: {images})"

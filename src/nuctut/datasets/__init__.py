@@ -1,7 +1,9 @@
 """Data sets by name: load a split, fetch the files, check them, simulate them.
 
 The real files live under `data_root()`, one folder per data set, unpacked as the publisher packs
-them. Simulated ones have the same layout, and a marker file that keeps them from passing as real.
+them. A few of them come with the checkout in the same layout: what lies below `excerpts_root()` is
+an excerpt, and nothing else is. Simulated ones have that layout too, and a marker file that keeps
+them from passing as real.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from nuctut.datasets import bbbc039, checking, dsb2018, fetching
 from nuctut.datasets.cache import cache_root, content_fingerprint, open_split
 from nuctut.datasets.checking import Listing
 from nuctut.datasets.spec import CheckReport, DatasetSpec, is_simulated
-from nuctut.paths import project_root
+from nuctut.paths import excerpts_root, project_root
 from nuctut.samples import SampleSet
 
 __all__ = [
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 REGISTRY: dict[str, DatasetSpec] = {spec.name: spec for spec in (bbbc039.SPEC, dsb2018.SPEC)}
-SOURCES = ("auto", "real", "simulated")
+SOURCES = ("auto", "real", "excerpt", "simulated")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Status:
     Attributes:
         name: Of the data set.
         folder: Where its files are, or would be.
-        state: "real", "simulated", "incomplete" (files are missing) or "missing".
+        state: "real", "simulated", "incomplete" (files are missing), "excerpt" (that alone) or
+            "missing".
         problem: For "incomplete": one sentence naming the first missing file.
     """
 
@@ -85,13 +88,13 @@ def load(name: str, split: str, source: str = "auto") -> SampleSet:
     Args:
         name: One of `REGISTRY`.
         split: One of the data set's splits, such as "training".
-        source: "real" takes the paper's own data, "simulated" invented images in the same layout
-            (made on first use), "auto" the real data where it is on disk and simulated otherwise.
-            The result's `source` says which it was.
+        source: "real" takes the paper's own data, "excerpt" the few images of it that come with the
+            checkout, "simulated" invented images in the same layout (made on first use), "auto" the
+            first of these that there is. The result's `source` says which it was.
 
     Raises:
         ValueError: For an unknown name, split or source; the message names what exists.
-        FileNotFoundError: When the real data are asked for and missing, or lack files.
+        FileNotFoundError: When what is asked for is missing, or the real data lack files.
     """
     spec = _spec(name)
     if split not in spec.splits:
@@ -104,9 +107,9 @@ def load(name: str, split: str, source: str = "auto") -> SampleSet:
         read, fingerprint = open_split(spec, folder, split, listing)
     else:
         read, fingerprint = partial(spec.read, folder), content_fingerprint(folder, listing)
-    return SampleSet(
-        list(listing), read, name=name, split=split, source=found, fingerprint=fingerprint
-    )
+    about = {"name": name, "split": split, "source": found, "fingerprint": fingerprint}
+    whole = spec.counts[split].images if found == "excerpt" else None
+    return SampleSet(list(listing), read, **about, whole=whole)
 
 
 def fetch(name: str, root: Path | str | None = None, progress: bool = True) -> Path:
@@ -183,11 +186,20 @@ def _root(root: Path | str | None) -> Path:
     return data_root() if root is None else Path(root).expanduser().resolve()
 
 
+def _excerpt(spec: DatasetSpec) -> Path | None:
+    """The folder of the excerpt of a data set; None where none comes with this installation."""
+    try:
+        folder = excerpts_root() / spec.name
+    except FileNotFoundError:
+        return None
+    return folder if folder.is_dir() else None
+
+
 def _look(spec: DatasetSpec) -> tuple[Status, dict[str, Listing]]:
     """What is on disk of a data set, and where that is the real one whole, its files by split."""
-    folder = data_root() / spec.name
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return Status(spec.name, folder, "missing"), {}
+    folder, excerpt = data_root() / spec.name, _excerpt(spec)
+    if folder == excerpt or not folder.is_dir() or not any(folder.iterdir()):
+        return Status(spec.name, excerpt or folder, "excerpt" if excerpt else "missing"), {}
     if is_simulated(folder):
         return Status(spec.name, folder, "simulated"), {}
     try:
@@ -198,22 +210,35 @@ def _look(spec: DatasetSpec) -> tuple[Status, dict[str, Listing]]:
 
 
 def _folder(spec: DatasetSpec, source: str) -> tuple[Path, str, dict[str, Listing]]:
-    """Where to read from, whether that is "real" or "simulated", and the real one's files."""
+    """Where to read from, which source that is, and the files of the real one."""
     on_disk, listings = _look(spec)
-    if source == "simulated" or (source == "auto" and on_disk.state in ("missing", "simulated")):
+    excerpt = _excerpt(spec)
+    if source == "auto" and on_disk.state not in ("real", "incomplete"):
+        source = "excerpt" if excerpt else "simulated"
+    if source == "excerpt":
+        if excerpt is None:
+            raise FileNotFoundError(
+                f"There is no excerpt of {spec.name} here: run this inside a clone of the book's "
+                f"repository, or get the whole with `nuctut data fetch {spec.name}`."
+            )
+        return excerpt, source, {}
+    if source == "simulated":
         own = on_disk.state == "simulated"
-        return (on_disk.folder if own else simulate(spec.name)), "simulated", {}
+        return (on_disk.folder if own else simulate(spec.name)), source, {}
     if on_disk.state == "real":
         return on_disk.folder, "real", listings
-    faults = {
-        "missing": f"{spec.name} is not in {data_root()}",
-        "simulated": f"{on_disk.folder} holds simulated data, not the real {spec.name}",
-        "incomplete": on_disk.problem.removesuffix("."),
-    }
-    advice = {
-        "missing": f"get it with `nuctut data fetch {spec.name}`, or set NUCTUT_DATA",
-        "simulated": f"move it away and run `nuctut data fetch {spec.name}`",
-        "incomplete": f"see `nuctut data check {spec.name}`, or move the folder away and "
-        f"run `nuctut data fetch {spec.name}`",
-    }
-    raise FileNotFoundError(f"{faults[on_disk.state]}: {advice[on_disk.state]}.")
+    raise FileNotFoundError(_why_not_real(on_disk))
+
+
+def _why_not_real(found: Status) -> str:
+    """One sentence: what is on disk in place of the real data, and what to do."""
+    get_it = f"`nuctut data fetch {found.name}`"
+    if found.state == "simulated":
+        fault = f"{found.folder} holds simulated data, not the real {found.name}"
+        return f"{fault}: move it away and run {get_it}."
+    if found.state == "incomplete":
+        look = f"see `nuctut data check {found.name}`"
+        return (
+            f"{found.problem.removesuffix('.')}: {look}, or move the folder away and run {get_it}."
+        )
+    return f"{found.name} is not in {data_root()}: get it with {get_it}, or set NUCTUT_DATA."

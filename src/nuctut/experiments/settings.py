@@ -24,7 +24,7 @@ class Settings:
     """What a preset fixes in every chapter: the data's share, the crops, and how is fitted.
 
     Attributes:
-        data: Source asked for: "auto", "real" or "simulated".
+        data: Source asked for, one of `datasets.SOURCES`.
         images: Most images per split; None takes all.
         crop: Side of random crops in pixels; None takes what the paper takes.
         scale: Of intensities, see `targets.standardise`.
@@ -34,7 +34,7 @@ class Settings:
         epochs … devices: Of `training.FitSettings`.
     """
 
-    data: Literal["auto", "real", "simulated"]
+    data: Literal["auto", "real", "excerpt", "simulated"]
     images: Positive | None
     crop: Positive | None
     scale: Literal["linear", "log", "range"]

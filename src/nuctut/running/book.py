@@ -24,7 +24,7 @@ import yaml
 
 from nuctut import datasets
 from nuctut.files import locked, replacing
-from nuctut.paths import project_root, results_root, runs_root
+from nuctut.paths import excerpts_root, project_root, results_root, runs_root
 from nuctut.records import PRESETS
 from nuctut.running.notebooks import (
     chapters,
@@ -127,6 +127,7 @@ def _inputs_key(notebook: Path, preset: str) -> str:
         platform.python_version(),
         *_file_digests(root, [notebook, root / "requirements.lock"]),
         *_file_digests(root, _files(root / "src", ".py", ".toml")),
+        *_file_digests(root, _files(excerpts_root())),
         *_data_listing(),
     )
 
