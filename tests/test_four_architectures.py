@@ -46,15 +46,15 @@ SETTINGS = Settings(
 )
 OPTIONS = {
     "simple-cnn": {"channels": 4},
-    "resnet": {"depth": 18, "pretrained": False},
+    "resnet": {"depth": 18, "pretrained": False, "width": 8},
     "u-net": {"channels": (4, 4, 4, 4, 4), "normalise": True},
-    "mask-rcnn": {"depth": 18, "pretrained": False, "max_detections": 20},
+    "mask-rcnn": {"depth": 18, "pretrained": False, "width": 16, "max_detections": 20},
 }
 NAMES = {
     "simple-cnn": "simple CNN, 4 feature maps",
-    "resnet": "FCN, ResNet-18, from scratch",
+    "resnet": "FCN, ResNet-18 of 8 to 64 feature maps, from scratch",
     "u-net": "U-Net, 4 to 4 feature maps",
-    "mask-rcnn": "Mask R-CNN, ResNet-18, from scratch",
+    "mask-rcnn": "Mask R-CNN, ResNet-18 of 16 to 128 feature maps, from scratch",
 }
 
 
@@ -170,6 +170,10 @@ def test_the_networks_are_the_papers_in_its_order():
         (lambda: FCNResNet(18, False), "FCN, ResNet-18, from scratch"),
         (lambda: FCNResNet(101, False), "FCN, ResNet-101, from scratch"),
         (lambda: MaskRCNN(50, False), "Mask R-CNN, ResNet-50, from scratch"),
+        (
+            lambda: MaskRCNN(18, False, width=24),
+            "Mask R-CNN, ResNet-18 of 24 to 192 feature maps, from scratch",
+        ),
     ],
 )
 def test_names_say_what_it_really_is(make, name):

@@ -16,7 +16,7 @@ from nuctut.files import STRICT, Measure
 from nuctut.losses import IoULoss
 from nuctut.models.cnn import SimpleCNN
 from nuctut.models.mask_rcnn import MaskRCNN
-from nuctut.models.resnet import FCNResNet
+from nuctut.models.resnet import WIDTH, FCNResNet
 from nuctut.models.unet import UNet
 from nuctut.samples import Sample, SampleSet
 
@@ -33,7 +33,7 @@ CODE = {
     "simple-cnn": ("targets", "losses", "training", "models/cnn"),
     "resnet": ("targets", "losses", "training", "models/resnet"),
     "u-net": ("targets", "losses", "training", "models/unet"),
-    "mask-rcnn": ("targets", "detection", "training", "models/mask_rcnn"),
+    "mask-rcnn": ("targets", "detection", "training", "models/mask_rcnn", "models/resnet"),
 }
 
 
@@ -87,10 +87,12 @@ def describe(model: nn.Module) -> str:
         case UNet():
             return f"U-Net, {model.channels[0]} to {model.channels[-1]} feature maps"
         case FCNResNet():
-            family = f"FCN, ResNet-{model.depth}"
+            family = "FCN"
         case MaskRCNN():
-            family = f"Mask R-CNN, ResNet-{model.depth}"
-    return f"{family}, {'COCO weights' if model.pretrained else 'from scratch'}"
+            family = "Mask R-CNN"
+    narrow = "" if model.width == WIDTH else f" of {model.width} to {8 * model.width} feature maps"
+    start = "COCO weights" if model.pretrained else "from scratch"
+    return f"{family}, ResNet-{model.depth}{narrow}, {start}"
 
 
 def loss(variant: str, settings: Settings) -> nn.Module | None:
