@@ -168,9 +168,9 @@ def test_published_weights_are_taken_but_for_the_last_layers(coco, monkeypatch):
         assert torch.isfinite(model.train().loss(batch_of(2)))
 
 
-def test_without_published_weights_it_starts_from_scratch(monkeypatch):
-    monkeypatch.setattr(mask_rcnn, "published_weights", lambda weights: None)
-    model = MaskRCNN()
+def test_from_scratch_all_of_it_learns():
+    with torch.device("meta"):
+        model = MaskRCNN(pretrained=False)
     assert not model.pretrained
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any("running" in name for name, _ in model.named_buffers())  # group normalisation

@@ -331,12 +331,6 @@ def test_coco_weights_are_loaded_but_for_the_last_layer(monkeypatch):
     assert network.head[-1].weight.shape == (1, 512, 1, 1)
 
 
-def test_without_published_weights_the_resnet_starts_from_scratch_and_says_so(monkeypatch):
-    monkeypatch.setattr(resnet, "published_weights", lambda _: None)
-    with torch.device("meta"):
-        assert FCNResNet(101).pretrained is False
-
-
 def test_depths_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match=r"depth must be one of 18, 101, not 50"):
         FCNResNet(50)

@@ -100,7 +100,7 @@ class MaskRCNN(nn.Module):
 
     Args:
         depth: Of the ResNet, 50 or 18.
-        pretrained: Start from weights trained on COCO (depth 50 only), where they can be had.
+        pretrained: Start from weights trained on COCO (depth 50 only).
         restore: Do not get these weights: the caller loads a checkpoint of a network that had them.
         upscale: Whole factor by which images are enlarged on entry; nuclei narrower than ten
             pixels cover little of a stride-4 feature map. The time grows with its square.
@@ -108,11 +108,11 @@ class MaskRCNN(nn.Module):
         width: Of `models.resnet.resnet18` (depth 18 only).
 
     Attributes:
-        depth, width: Of the ResNet.
-        pretrained: Whether the weights were had.
+        depth, width, pretrained: As given.
 
     Raises:
         ValueError: When there is no such depth, none of this width, or none with weights.
+        OSError: When the weights cannot be had.
     """
 
     def __init__(
@@ -129,12 +129,11 @@ class MaskRCNN(nn.Module):
         for name, value in (("upscale", upscale), ("max_detections", max_detections)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
-        self.depth, self.width, self.upscale = depth, width, upscale
+        self.depth, self.width, self.pretrained, self.upscale = depth, width, pretrained, upscale
         weights = None
         if pretrained and not restore:
             weights = published_weights(MaskRCNN_ResNet50_FPN_Weights.COCO_V1)
-        self.pretrained = pretrained and (restore or weights is not None)
-        norm = partial(FrozenBatchNorm2d, eps=0.0) if self.pretrained else _group_norm
+        norm = partial(FrozenBatchNorm2d, eps=0.0) if pretrained else _group_norm
         self.network = _network(depth, width, norm, upscale, max_detections)
         if weights is not None:
             heads = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")

@@ -27,19 +27,19 @@ class FCNResNet(nn.Module):
 
     Args:
         depth: 18 or 101.
-        pretrained: Start from weights trained on COCO (depth 101 only), where they can be had.
+        pretrained: Start from weights trained on COCO (depth 101 only).
         width: Of `resnet18` (depth 18 only).
         restore: Do not get these weights: the caller loads a checkpoint of a network that had them.
 
     Attributes:
-        depth, width: As given.
-        pretrained: Whether the weights were had.
+        depth, width, pretrained: As given.
 
     Shapes:
         (B, 3, H, W) float → (B, 1, H, W) logits; H and W multiples of 8.
 
     Raises:
         ValueError: When there is no such depth, none of this width, or none with weights.
+        OSError: When the weights cannot be had.
     """
 
     stride = 8
@@ -56,8 +56,7 @@ class FCNResNet(nn.Module):
         weights = None
         if pretrained and not restore:
             weights = published_weights(FCN_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1)
-        self.depth, self.width = depth, width
-        self.pretrained = pretrained and (restore or weights is not None)
+        self.depth, self.width, self.pretrained = depth, width, pretrained
         if depth == 101:
             whole = fcn_resnet101(weights=None, weights_backbone=None, aux_loss=False)
             if weights is not None:
