@@ -430,8 +430,8 @@ def compare_scores(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
 
     Returns:
         One line per published cell: paper, table, row, note, variant, metric, label, published,
-        measured (mean over the seeds), low, high, difference (NaN where not comparable), verdict, reason
-        (of a verdict that compares nothing) and `PROVENANCE`.
+        measured (mean over the seeds), low, high, difference (NaN where not comparable), verdict,
+        reason (of a verdict that compares nothing) and `PROVENANCE`.
     """
     records = list(records)
     lines = []
