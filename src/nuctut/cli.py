@@ -427,9 +427,11 @@ def scoreboard() -> None:
         paper = board.published(name)
         scores = board.compare_scores(paper, records)
         scores["metric"] = scores["metric"].map(board.METRIC_NAMES)
-        measured = ["measured", "low", "high", "verdict"]
+        scores["rests on"] = [board.rests_on(line) for line in scores.itertuples()]
+        measured = ["measured", "low", "high", "verdict", "rests on"]
         _print_frame(paper.authors, scores[["row", "metric", "published", *measured]])
         claims = board.judge_claims(paper, records)
+        claims["rests on"] = [board.rests_on(line) for line in claims.itertuples()]
         names = {"text": "claim", "published_effect": "published", "measured_effect": "measured"}
         claims = claims.rename(columns=names)
         _print_frame("Claims, as differences", claims[["claim", "published", *measured]])
@@ -441,7 +443,10 @@ def _print_frame(title: str, frame: pd.DataFrame) -> None:
     table = Table(title=title, box=box.SIMPLE, title_justify="left", padding=0, pad_edge=False)
     for name, values in frame.items():
         number = values.dtype.kind == "f"
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        whole = name == "verdict"
+        table.add_column(
+            name, justify="right" if number else "left", overflow="fold", no_wrap=whole
+        )
     for line in frame.itertuples(index=False):
         table.add_row(*(_cell(value) for value in line))
     Console().print(table)
