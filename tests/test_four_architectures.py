@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from notebook_presets import assert_it_learned, presets_of
 
 from nuctut import detection, experiments, records, targets, training
 from nuctut.experiments import Trained
@@ -243,6 +244,21 @@ def test_published_weights_that_cannot_be_had_are_an_error(variant, monkeypatch,
     with pytest.raises(OSError, match=r"no https://.*coco"):
         train(sets, runs, variant, options={}, pretrained=True)
     assert not runs.exists()
+
+
+@pytest.mark.parametrize("variant", NETWORKS)
+@pytest.mark.slow
+def test_every_network_takes_two_updates_of_the_paper_preset(sets, runs, variant):
+    paper = presets_of("02_four_architectures")[variant]["paper"]
+    assert paper.pretrained is (variant in ("resnet", "mask-rcnn"))
+    less = {"crop": 64, "epochs": 1, "updates": 2, "batch_size": 2}
+    # bf16 only where the hardware has it: imitated, it takes minutes.
+    settings = dataclasses.replace(paper, pretrained=False, precision="auto", **less)
+    pair = (sets["training"], sets["validation"])
+    how = {"device": "cpu", "runs": runs, "progress": False}
+    made = experiments.train(chapter, variant, pair, settings, **how)
+    torch.manual_seed(0)
+    assert_it_learned(made, chapter.network(variant, settings), updates=2)
 
 
 def test_other_settings_data_seeds_and_networks_are_other_fits(sets, runs, fitted):
