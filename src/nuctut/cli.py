@@ -418,6 +418,42 @@ def book(
 
 
 @app.command()
+def networks(
+    ship: Annotated[
+        str, typer.Option(help="A finished fit to put among them, once its record is committed.")
+    ] = "",
+) -> None:
+    """The networks that come with the book, and what they scored."""
+    import pandas as pd
+
+    from nuctut import experiments, fits
+    from nuctut.experiments import shipping
+    from nuctut.running import runs
+
+    if ship:
+        typer.echo(f"Now in {experiments.ship(runs.find_fit(ship))}")
+        return
+    lines = []
+    for folder in experiments.folders():
+        record = experiments.record_of(folder)
+        megabytes = (folder / fits.WEIGHTS).stat().st_size / 1e6
+        line = {"chapter": record.chapter, "network": record.variant}
+        line |= {"what it is": record.parameters["network"], "MB": megabytes}
+        line |= {"F1": record.scores["f1_50"], "mean AP": record.scores["mean_average_precision"]}
+        lines.append(line)
+    if not lines:
+        typer.echo(
+            "This checkout has no networks: say `nuctut run 01 -p preset=lite` to train some."
+        )
+        return
+    _print_frame("Networks of the book, scored on the test split", pd.DataFrame(lines))
+    typer.echo(
+        f"The {shipping.CARD} of each, in {shipping.root()}, says what it learned from and what it "
+        "is not good for."
+    )
+
+
+@app.command()
 def scoreboard() -> None:
     """What the papers published beside what was measured, and which claims hold."""
     from nuctut import scoreboard as board

@@ -83,6 +83,7 @@ class Trained:
         model: The network, in evaluation mode.
         fit: How it came to be.
         settings: Of its chapter.
+        seed: Of the fit.
     """
 
     experiment: Experiment
@@ -90,6 +91,7 @@ class Trained:
     model: nn.Module
     fit: fits.FitResult
     settings: Settings
+    seed: int = 0
 
     @property
     def channels(self) -> int:
@@ -175,7 +177,7 @@ def train(
         options = {"code": current_code(experiment, variant), "progress": progress}
         loss = experiment.loss(variant, settings)
         fit = training.fit(model, loss, *fed, folder, how, **options)
-    return Trained(experiment, variant, ready(model, device), fit, settings)
+    return Trained(experiment, variant, ready(model, device), fit, settings, seed)
 
 
 def accepts_old_fits() -> bool:
@@ -242,7 +244,7 @@ def load(folder: Path | str, device: str = "auto") -> Trained:
     fit = fits.finished(model, folder)
     if fit is None:
         raise ValueError(f"{folder} is not finished: run its chapter again, and it goes on.")
-    return Trained(experiment, made.variant, ready(model, device), fit, settings)
+    return Trained(experiment, made.variant, ready(model, device), fit, settings, made.seed)
 
 
 def experiment_of(made: fits.Description, folder: Path) -> Experiment:
