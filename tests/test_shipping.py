@@ -11,6 +11,7 @@ import torch
 from test_cli import nuctut  # noqa: F401
 from test_labels_for_free import SETTINGS, runs, sets, train  # noqa: F401
 
+import nuctut as package
 from nuctut import experiments, fits, records
 from nuctut.experiments import shipping
 from nuctut.files import Malformed
@@ -97,6 +98,19 @@ def test_what_is_too_large_does_not_ship(measured, monkeypatch):
     with pytest.raises(ValueError, match=r"best\.safetensors has .* more than the 0 that"):
         experiments.ship(measured.fit.best.parent)
     assert experiments.folders() == []
+
+
+def test_a_network_is_loaded_by_name_and_called_with_an_image(measured, sets):  # noqa: F811
+    experiments.ship(measured.fit.best.parent)
+    image = sets["test"][0].image
+    expected = measured.labels(image)
+    for made in (package.load(), package.load("01_labels_for_free/dl-ground-truth", "cpu")):
+        np.testing.assert_array_equal(made(image), expected)
+    np.testing.assert_array_equal(made(np.repeat(image[..., None], 3, -1)), expected)
+    with pytest.raises(ValueError, match="No network is named 'cellpose': say one of"):
+        package.load("cellpose")
+    with pytest.raises(FileNotFoundError, match="No network mask-rcnn of 02_four_architectures"):
+        package.load("four-architectures")
 
 
 def test_what_does_not_ship_is_said_with_what_does(measured):

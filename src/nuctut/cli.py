@@ -378,8 +378,14 @@ def _pairs(parameter: list[str] | None) -> dict[str, str]:
 @app.command()
 def predict(
     images: Annotated[list[str], typer.Argument(help="Files, folders of them, or patterns.")],
-    run: Annotated[str, typer.Option(help="A fit: its folder, or the beginning of its name.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")],
+    run: Annotated[
+        str,
+        typer.Option(
+            help="A fit: its folder, or the beginning of its name. By default a network of the "
+            "book, by the kind of each image; see `nuctut networks`."
+        ),
+    ] = "",
     page: Annotated[
         int | None, typer.Option(help="The only page to predict, from 0; otherwise all.")
     ] = None,
@@ -390,19 +396,20 @@ def predict(
         bool, typer.Option("--overwrite", help="Predict again what is there.")
     ] = False,
 ) -> None:
-    """Find nuclei in images of your own: `nuctut predict --run RUN image.tif folder/ -o out/`."""
+    """Find nuclei in images of your own: `nuctut predict image.tif folder/ -o out/`."""
     from tqdm import tqdm
 
     from nuctut.own_images import predict as command
 
-    network = command.load(run)
-    typer.echo(f"Network: {network}")
+    network = command.load(run) if run else None
+    if network:
+        typer.echo(f"Network: {network}")
     how = {"page": page, "pixel_size": pixel_size, "overwrite": overwrite}
     how["progress"] = sys.stderr.isatty()
     report = command.predict_files(
         network, images, out, **how, tell=lambda text: tqdm.write(text, file=sys.stderr)
     )
-    typer.echo("\n".join(command.summary(report, network)))
+    typer.echo("\n".join(command.summary(report)))
     if report.failed:
         raise typer.Exit(1)
 

@@ -22,10 +22,11 @@ from nuctut.experiments.fitting import (
 )
 from nuctut.experiments.measuring import Measured, Segmented, measure, measure_network, record
 from nuctut.experiments.settings import Settings, choose, fit_settings, presets, select
-from nuctut.experiments.shipping import folders, record_of, ship, shipped
+from nuctut.experiments.shipping import BY_NAME, folder_of, folders, named, record_of, ship, shipped
 
 __all__ = [
     "ACCEPT",
+    "BY_NAME",
     "NAMES",
     "ClassMap",
     "Experiment",
@@ -40,10 +41,12 @@ __all__ = [
     "experiment_of",
     "fit_key",
     "fit_settings",
+    "folder_of",
     "folders",
     "load",
     "measure",
     "measure_network",
+    "named",
     "presets",
     "random_crops",
     "ready",

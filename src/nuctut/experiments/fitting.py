@@ -113,6 +113,18 @@ class Trained:
         """The settings and the network's name, as a record keeps them."""
         return asdict(self.settings) | {"network": self.name}
 
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """(H, W) int32 labels of an image, grey (H, W) or coloured (H, W, 3), any real dtype."""
+        return self.labels(self.channelled(image))
+
+    def channelled(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels with the channels that it takes: grey thrice, or the mean of colours, float32."""
+        if self.channels == 1 and pixels.ndim == 3:
+            return pixels.mean(-1, dtype=np.float64).astype(np.float32)
+        if self.channels == 3 and pixels.ndim == 2:
+            return np.repeat(pixels[..., None], 3, -1)
+        return pixels
+
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """(C, H, W) float32 probabilities of an image of any size; not of one that gives nuclei.
 

@@ -14,6 +14,11 @@ from nuctut.paths import results_root
 from nuctut.records import NETWORKS, Record
 
 CARD = "README.md"
+# By the name that `nuctut.load` knows it by: chapter and variant.
+BY_NAME = {
+    "labels-for-free": ("01_labels_for_free", "dl-ground-truth"),
+    "four-architectures": ("02_four_architectures", "mask-rcnn"),
+}
 LARGEST = 6 * 10**6  # bytes of weights
 SCORES = ("f1_50", "mean_average_precision", "object_jaccard", "pixel_iou_per_image")
 
@@ -54,6 +59,11 @@ def shipped(chapter: str, variant: str, device: str = "auto") -> Trained:
         FileNotFoundError: When there is none, naming those there are.
         Malformed: When a file of it is damaged.
     """
+    return load(folder_of(chapter, variant), device)
+
+
+def folder_of(chapter: str, variant: str) -> Path:
+    """Where a network that comes with the book lies; see `shipped`."""
     folder = root() / chapter / variant
     if not folder.is_dir():
         known = ", ".join(path.name for path in folders() if path.parent.name == chapter) or "none"
@@ -61,7 +71,29 @@ def shipped(chapter: str, variant: str, device: str = "auto") -> Trained:
             f"No network {variant} of {chapter} comes with the book (it has {known}): "
             "say preset=lite, and the chapter trains it."
         )
-    return load(folder, device)
+    return folder
+
+
+def named(name: str, device: str = "auto") -> Trained:
+    """A network that comes with the book, by name.
+
+    Args:
+        name: One of `BY_NAME`, or chapter and variant such as "02_four_architectures/u-net".
+        device: See `load`.
+
+    Raises:
+        ValueError: For another name.
+        FileNotFoundError, Malformed: See `shipped`.
+    """
+    chapter, _, variant = name.partition("/")
+    if name in BY_NAME:
+        chapter, variant = BY_NAME[name]
+    elif not variant:
+        raise ValueError(
+            f"No network is named {name!r}: say one of {', '.join(BY_NAME)}, or a chapter and a "
+            "variant, such as 02_four_architectures/u-net."
+        )
+    return shipped(chapter, variant, device)
 
 
 def root() -> Path:
