@@ -184,6 +184,13 @@ def test_book_passes_its_preset_on(nuctut, monkeypatch):
     assert asked == ["smoke", "lite"]
 
 
+def test_networks_are_listed_with_their_scores(nuctut, project):
+    status, out, _ = nuctut("networks")
+    assert status == 0 and "no networks" in out
+    status, _, err = nuctut("networks", "--ship", "no-such")
+    assert status == 1 and "'no-such' names none" in err
+
+
 def test_scoreboard_sets_every_claim_beside_its_verdict(nuctut, project):
     """In a project without records, everything is yet to be run."""
     status, out, _ = nuctut("scoreboard")

@@ -347,13 +347,14 @@ def test_small_predictions_are_dropped_where_the_settings_say_so(oracle, sets):
 
 
 def test_objects_are_counted_with_the_lines_cut_out_and_overlaps_without(oracle, sets, monkeypatch):
-    def cut_up(classes: np.ndarray, min_area: int = 0) -> np.ndarray:
-        pieces = np.zeros(classes.shape, np.int32)
+    def cut_up(*_: object) -> np.ndarray:
+        pieces = np.zeros(labels.shape, np.int32)
         pieces[10:14, 10:14], pieces[20:24, 10:14], pieces[30:34, 10:14] = 1, 2, 3
         return pieces
 
     labels = sets["test"][0].labels
     monkeypatch.setattr(postprocess, "from_classes", cut_up)
+    monkeypatch.setattr(postprocess.LabelRule, "parted", cut_up)
     monkeypatch.setattr(postprocess, "give_back", lambda *_: labels)
     monkeypatch.setattr(classical, "segment", lambda *_, **__: labels)
     one = sets["test"].take(1)

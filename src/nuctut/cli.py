@@ -378,8 +378,14 @@ def _pairs(parameter: list[str] | None) -> dict[str, str]:
 @app.command()
 def predict(
     images: Annotated[list[str], typer.Argument(help="Files, folders of them, or patterns.")],
-    run: Annotated[str, typer.Option(help="A fit: its folder, or the beginning of its name.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")],
+    run: Annotated[
+        str,
+        typer.Option(
+            help="A fit: its folder, or the beginning of its name. By default a network of the "
+            "book, by the kind of each image; see `nuctut networks`."
+        ),
+    ] = "",
     page: Annotated[
         int | None, typer.Option(help="The only page to predict, from 0; otherwise all.")
     ] = None,
@@ -390,19 +396,20 @@ def predict(
         bool, typer.Option("--overwrite", help="Predict again what is there.")
     ] = False,
 ) -> None:
-    """Find nuclei in images of your own: `nuctut predict --run RUN image.tif folder/ -o out/`."""
+    """Find nuclei in images of your own: `nuctut predict image.tif folder/ -o out/`."""
     from tqdm import tqdm
 
     from nuctut.own_images import predict as command
 
-    network = command.load(run)
-    typer.echo(f"Network: {network}")
+    network = command.load(run) if run else None
+    if network:
+        typer.echo(f"Network: {network}")
     how = {"page": page, "pixel_size": pixel_size, "overwrite": overwrite}
     how["progress"] = sys.stderr.isatty()
     report = command.predict_files(
         network, images, out, **how, tell=lambda text: tqdm.write(text, file=sys.stderr)
     )
-    typer.echo("\n".join(command.summary(report, network)))
+    typer.echo("\n".join(command.summary(report)))
     if report.failed:
         raise typer.Exit(1)
 
@@ -415,6 +422,42 @@ def book(
     from nuctut.running.book import build_book
 
     build_book(preset)
+
+
+@app.command()
+def networks(
+    ship: Annotated[
+        str, typer.Option(help="A finished fit to put among them, once its record is committed.")
+    ] = "",
+) -> None:
+    """The networks that come with the book, and what they scored."""
+    import pandas as pd
+
+    from nuctut import experiments, fits
+    from nuctut.experiments import shipping
+    from nuctut.running import runs
+
+    if ship:
+        typer.echo(f"Now in {experiments.ship(runs.find_fit(ship))}")
+        return
+    lines = []
+    for folder in experiments.folders():
+        record = experiments.record_of(folder)
+        megabytes = (folder / fits.WEIGHTS).stat().st_size / 1e6
+        line = {"chapter": record.chapter, "network": record.variant}
+        line |= {"what it is": record.parameters["network"], "MB": megabytes}
+        line |= {"F1": record.scores["f1_50"], "mean AP": record.scores["mean_average_precision"]}
+        lines.append(line)
+    if not lines:
+        typer.echo(
+            "This checkout has no networks: say `nuctut run 01 -p preset=lite` to train some."
+        )
+        return
+    _print_frame("Networks of the book, scored on the test split", pd.DataFrame(lines))
+    typer.echo(
+        f"The {shipping.CARD} of each, in {shipping.root()}, says what it learned from and what it "
+        "is not good for."
+    )
 
 
 @app.command()
