@@ -296,7 +296,7 @@ def test_the_installed_package_names_the_authors_that_are_to_be_cited():
 def test_mask_r_cnn_gives_no_map(scene, tmp_path):
     grey, labels = scene((64, 64), [(20, 20, 8), (44, 40, 9)])
     colour = np.stack([grey // 16] * 3, axis=-1).astype(np.uint8)
-    settings = dataclasses.replace(FOUR, options={"depth": 18, "pretrained": False})
+    settings = dataclasses.replace(FOUR, options={"depth": 18, "width": 8})
     folder = fit(colour, labels, "mask-rcnn", settings, tmp_path / "runs")
     with pytest.raises(ValueError, match=r"mask-rcnn gives nuclei one by one"):
         export.export(folder, tmp_path / "net.onnx")
