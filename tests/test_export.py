@@ -53,7 +53,16 @@ FREE = labels_for_free.Settings(
     normalise=True,
 )
 FOUR = four_architectures.Settings(
-    **COMMON, scale="linear", options={}, colour=0.1, zoom=1.0, iou=1.0, threshold=0.4
+    **COMMON,
+    scale="linear",
+    options={},
+    pretrained=False,
+    colour=0.1,
+    zoom=1.0,
+    gamma=0.0,
+    balance=False,
+    iou=1.0,
+    threshold=0.4,
 )
 
 
