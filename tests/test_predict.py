@@ -673,6 +673,12 @@ def test_the_kind_of_an_image_is_told_from_its_pixels(tmp_path, kind, thrice):
         assert predict.kind_of(opened.spool(0, tmp_path)) == kind
 
 
+def test_colour_is_told_whatever_the_range_of_the_numbers(tmp_path):
+    faint = coloured(nuclei()).astype(np.float32) / 1e5
+    with images.opened(write(tmp_path / "a.tif", faint)) as opened:
+        assert predict.kind_of(opened.spool(0, tmp_path)) == "coloured"
+
+
 def test_an_image_without_contrast_has_a_kind(tmp_path):
     with images.opened(write(tmp_path / "a.tif", np.full((9, 9), 7, np.uint8))) as opened:
         assert predict.kind_of(opened.spool(0, tmp_path)) == "grey on a dark ground"

@@ -433,16 +433,18 @@ def networks(
     """The networks that come with the book, and what they scored."""
     import pandas as pd
 
-    from nuctut import experiments, fits
+    from nuctut import experiments, fits, records
     from nuctut.experiments import shipping
+    from nuctut.paths import results_root
     from nuctut.running import runs
 
     if ship:
         typer.echo(f"Now in {experiments.ship(runs.find_fit(ship))}")
         return
     lines = []
+    known = records.read_all(results_root())
     for folder in experiments.folders():
-        record = experiments.record_of(folder)
+        record = experiments.record_of(folder, known)
         megabytes = (folder / fits.WEIGHTS).stat().st_size / 1e6
         line = {"chapter": record.chapter, "network": record.variant}
         line |= {"what it is": record.parameters["network"], "MB": megabytes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -106,8 +107,12 @@ def folders() -> list[Path]:
     return sorted(path.parent for path in root().glob(f"*/*/{fits.DONE}"))
 
 
-def record_of(folder: Path) -> Record:
+def record_of(folder: Path, known: Sequence[Record] | None = None) -> Record:
     """The evidence that a fit was measured by: of several, the one of the shortest name.
+
+    Args:
+        folder: Of the fit.
+        known: Records to look through; by default all that are committed.
 
     Raises:
         ValueError: When no evidence holds the checksum of its weights.
@@ -115,7 +120,7 @@ def record_of(folder: Path) -> Record:
     sha256 = fits.read_summary(folder).weights_sha256
     measured = [
         record
-        for record in records.read_all(results_root())
+        for record in (records.read_all(results_root()) if known is None else known)
         if record.is_evidence and record.fit and record.fit["weights_sha256"] == sha256
     ]
     if not measured:

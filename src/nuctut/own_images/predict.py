@@ -121,7 +121,7 @@ def kind_of(image: Spooled) -> str:
     pixels = np.concatenate([image.read((row, row + 1)) for row in rows]).astype(np.float64)
     grey = pixels if pixels.ndim == 2 else pixels.mean(-1)
     low, middle, high = np.quantile(grey, (FAINTEST, 0.5, 1 - FAINTEST))
-    if pixels.ndim == 3 and np.ptp(pixels, axis=-1).mean() > COLOURED * max(high - low, 1):
+    if pixels.ndim == 3 and np.ptp(pixels, axis=-1).mean() > COLOURED * (high - low):
         return "coloured"
     return DARK if middle - low <= high - middle else "grey on a bright ground"
 
