@@ -8,10 +8,14 @@ from scipy import ndimage as ndi
 
 from nuctut import postprocess
 from nuctut.own_images.bands import bands, labels_in_bands
-from nuctut.postprocess import LabelRule, parted_by_lines, pieces_of_a_mask
+from nuctut.postprocess import CERTAIN, LabelRule, parted_by_lines, pieces_of_a_mask
 from nuctut.targets import three_classes
 
-RULES = {"lines": parted_by_lines, "pieces": lambda min_area: pieces_of_a_mask(0.5, min_area)}
+RULES = {
+    "lines": parted_by_lines,
+    "small": lambda min_area: parted_by_lines(min_area, 60, 0.9),
+    "pieces": lambda min_area: pieces_of_a_mask(0.5, min_area),
+}
 
 
 def banded(rule: LabelRule, classes: np.ndarray, pixels: int) -> np.ndarray:
@@ -26,6 +30,9 @@ def whole(rule: LabelRule, classes: np.ndarray) -> np.ndarray:
     count = 3 if rule.growth else 1
     first = 0 if rule.growth else 1
     chances = np.stack([classes == first + one for one in range(count)]).astype(np.float32)
+    if rule.small_area:
+        chances[1][classes == CERTAIN] = 1
+        chances[:2, classes == 1] = [[0.3], [0.7]]  # a nucleus, and not certain
     np.testing.assert_array_equal(rule.classes(chances), classes)
     return rule.labels(chances)
 
@@ -62,6 +69,8 @@ def test_bands_leave_no_trace(rule, seed):
     made = RULES[rule](int(rng.integers(0, 40)))
     classes = ragged(rng, shape)
     classes = classes if made.growth else np.minimum(classes, 1)
+    if made.small_area:
+        classes[(noise(rng, shape, 3.0) < 0.5) & (classes == 1)] = CERTAIN
     expected = whole(made, classes)
     assert expected.any()
     for rows in (9, 64):

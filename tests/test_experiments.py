@@ -21,6 +21,7 @@ from nuctut.training import Jitter
 class Settings:
     """Some settings of a chapter: of the data, the network, the fit, and what comes after it."""
 
+    data: str = "auto"
     images: int | None = None
     channels: tuple[int, ...] = (4, 8)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -55,12 +56,18 @@ def mask(sample: Sample) -> np.ndarray:
 
 
 def test_presets_are_columns():
-    made = experiments.presets(Settings, epochs=(1, 2, 3), channels=((2,), (4,), (8,)))
-    expected = [Settings(epochs=e, channels=(c,)) for e, c in ((1, 2), (2, 4), (3, 8))]
-    assert made == dict(zip(("smoke", "lite", "paper"), expected, strict=True))
+    sources, widths = ("auto", "real", "real"), ((2,), (4,), (8,))
+    made = experiments.presets(Settings, data=sources, epochs=(1, 2, 3), channels=widths)
+    smoke, lite, paper = (
+        Settings(data=source, epochs=epochs, channels=channels)
+        for source, epochs, channels in zip(sources, (1, 2, 3), widths, strict=True)
+    )
+    read = dataclasses.replace(lite, data="auto")  # what lite measured, on whatever there is
+    assert made == {"read": read, "smoke": smoke, "lite": lite, "paper": paper}
+    assert set(made) == set(records.PRESETS)
     for short in ((1, 2), (1, 2, 3, 4)):
         with pytest.raises(ValueError, match="zip"):
-            experiments.presets(Settings, epochs=short, channels=((2,),) * 3)
+            experiments.presets(Settings, epochs=short, channels=widths)
 
 
 def test_single_values_override_a_preset():

@@ -203,7 +203,7 @@ CELLS = pd.DataFrame(
         "measured": [0.8, np.nan],
         "low": [0.7, np.nan],
         "high": [0.85, np.nan],
-        "verdict": ["worse", "not yet run"],
+        "verdict": ["lower", "not yet run"],
     }
 )
 SCORES = pd.DataFrame({"dice": [0.9, 0.9], "f1": [0.2, 0.4]}, index=["split", "merge"])
@@ -430,7 +430,7 @@ def test_published_and_measured_stand_at_their_values_first_row_on_top():
     assert measured.get_xdata() == pytest.approx([0.8])
     assert published.get_xdata() == pytest.approx([0.9])
     assert ax.get_ylim() == (1.5, -0.5)
-    assert [text.get_text() for text in ax.texts] == ["worse", "not yet run"]
+    assert [text.get_text() for text in ax.texts] == ["lower", "not yet run"]
 
 
 def test_an_unknown_verdict_is_refused():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from notebook_presets import assert_it_learned, presets_of
 
 from nuctut import classical, experiments, fits, postprocess, records, targets, training
 from nuctut.experiments import labels_for_free
@@ -91,6 +92,15 @@ def folders(runs: Path) -> set[str]:
 
 
 # --- training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_network_takes_two_updates_of_the_paper_preset(sets, runs):
+    paper = presets_of("01_labels_for_free")["paper"]
+    settings = dataclasses.replace(paper, epochs=1, updates=2)
+    made = train(sets, runs, settings=settings)
+    torch.manual_seed(0)
+    assert_it_learned(made, labels_for_free.network("dl-ground-truth", settings), updates=2)
 
 
 def test_a_trained_network_is_not_trained_again(sets, runs, monkeypatch):
@@ -337,13 +347,14 @@ def test_small_predictions_are_dropped_where_the_settings_say_so(oracle, sets):
 
 
 def test_objects_are_counted_with_the_lines_cut_out_and_overlaps_without(oracle, sets, monkeypatch):
-    def cut_up(classes: np.ndarray, min_area: int = 0) -> np.ndarray:
-        pieces = np.zeros(classes.shape, np.int32)
+    def cut_up(*_: object) -> np.ndarray:
+        pieces = np.zeros(labels.shape, np.int32)
         pieces[10:14, 10:14], pieces[20:24, 10:14], pieces[30:34, 10:14] = 1, 2, 3
         return pieces
 
     labels = sets["test"][0].labels
     monkeypatch.setattr(postprocess, "from_classes", cut_up)
+    monkeypatch.setattr(postprocess.LabelRule, "parted", cut_up)
     monkeypatch.setattr(postprocess, "give_back", lambda *_: labels)
     monkeypatch.setattr(classical, "segment", lambda *_, **__: labels)
     one = sets["test"].take(1)

@@ -230,6 +230,41 @@ def test_divide_moves_no_pixel_between_nucleus_and_background(density):
 # --- rules ---------------------------------------------------------------------------------------
 
 
+def test_small_nuclei_must_be_certain_and_grow_by_a_pixel():
+    """Four squares of 3 pixels, one of 6: with all, five, four and none of nine pixels certain."""
+    foreground = np.zeros((40, 60), np.float32)
+    certain = (9, 5, 4, 0)
+    for index, count in enumerate(certain):
+        square = np.full(9, 0.7, np.float32)
+        square[:count] = 0.95
+        foreground[5:8, 10 * index + 5 : 10 * index + 8] = square.reshape(3, 3)
+    foreground[20:26, 20:26] = 0.7
+    chances = np.stack([1 - foreground, foreground, np.zeros_like(foreground)])
+
+    def areas(*limits):
+        return np.bincount(postprocess.parted_by_lines(*limits).labels(chances).ravel())[1:]
+
+    assert areas().tolist() == [9, 9, 9, 9, 36]
+    assert areas(10).tolist() == [36]
+    assert areas(0, 20, 0.9).tolist() == [21, 21, 36]  # a square of 3 and its four sides
+    assert areas(0, 20, 0.96).tolist() == [36]
+    assert areas(10, 20, 0.9).tolist() == [36]  # nothing so certain that it may be smaller
+    classes = postprocess.parted_by_lines(0, 20, 0.9).classes(chances)
+    assert (classes == postprocess.CERTAIN).sum() == sum(certain)
+
+
+def test_small_nuclei_grow_into_the_background_only():
+    rule = postprocess.LabelRule(lambda p: p, lambda c: c == 1, small_area=5)
+    classes = np.array(
+        [[0, 0, 0, 0, 0], [0, 1, 2, 1, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]], np.uint8
+    )
+    labels = np.array(
+        [[0, 0, 0, 0, 0], [0, 1, 0, 2, 0], [0, 0, 0, 2, 0], [0, 0, 0, 2, 2]], np.int32
+    )
+    grown = rule.swollen(labels, classes, np.array([False, True, False]))
+    assert grown.tolist() == [[0, 1, 0, 0, 0], [1, 1, 0, 2, 0], [0, 1, 0, 2, 0], [0, 0, 0, 2, 2]]
+
+
 def test_rules_are_their_functions_in_steps():
     rng = np.random.default_rng(5)
     noise = ndi.gaussian_filter(rng.normal(size=(3, 90, 120)), (0, 4, 4))

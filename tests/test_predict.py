@@ -30,7 +30,7 @@ from skimage.io import imread
 from skimage.measure import regionprops_table
 from torch import Tensor, nn
 
-from nuctut import cli, detection, fits, inference, targets
+from nuctut import cli, detection, experiments, fits, inference, targets
 from nuctut.experiments import labels_for_free
 from nuctut.files import locked, write_json
 from nuctut.fits import Description
@@ -74,6 +74,8 @@ class Made:
     rule: LabelRule | None = field(default_factory=pieces_of_a_mask)
     channels: int = 1
     scale: str = "linear"
+
+    channelled = experiments.Trained.channelled
 
     @property
     def settings(self) -> Any:
@@ -407,7 +409,7 @@ def test_pixels_that_are_not_square_are_refused_only_where_something_is_rescaled
     np.testing.assert_allclose(table.area_um2, table.area * 0.12, rtol=1e-7)
     with images.opened(tmp_path / "out" / "a_labels.tif") as image:
         assert image.pixel_size(0) == (0.4, 0.3)
-    lines = predict.summary(report, network(data="dsb2018"))
+    lines = predict.summary(report)
     assert any("a.tif has pixels of 0.3 × 0.4 µm" in line for line in lines)
     report = run(path, overwrite=True, pixel_size=0.656)
     assert not report.failed and report.done[0].oblong is None
@@ -645,6 +647,76 @@ def test_out_must_be_a_folder_of_ones_own(tmp_path, run):
         run(path)
     with pytest.raises(ValueError, match="page must be 0"):
         run(path, page=-1)
+
+
+# --- without a network asked for -----------------------------------------------------------------
+
+
+def coloured(mask: np.ndarray) -> np.ndarray:
+    return np.where(mask[..., None], np.uint8([120, 60, 160]), np.uint8([230, 190, 220]))
+
+
+LOOKS = {
+    "grey on a dark ground": lambda mask: grey(mask & (np.arange(120) > 60)),
+    "grey on a bright ground": lambda mask: grey(mask & (np.arange(120) > 60), 220, 40),
+    "coloured": coloured,
+}
+
+
+@pytest.mark.parametrize("kind", LOOKS)
+@pytest.mark.parametrize("thrice", [False, True])
+def test_the_kind_of_an_image_is_told_from_its_pixels(tmp_path, kind, thrice):
+    image = LOOKS[kind](nuclei())
+    if thrice and image.ndim == 2:
+        image = np.repeat(image[..., None], 3, -1)  # grey for all that
+    with images.opened(write(tmp_path / "a.tif", image)) as opened:
+        assert predict.kind_of(opened.spool(0, tmp_path)) == kind
+
+
+def test_colour_is_told_whatever_the_range_of_the_numbers(tmp_path):
+    faint = coloured(nuclei()).astype(np.float32) / 1e5
+    with images.opened(write(tmp_path / "a.tif", faint)) as opened:
+        assert predict.kind_of(opened.spool(0, tmp_path)) == "coloured"
+
+
+def test_an_image_without_contrast_has_a_kind(tmp_path):
+    with images.opened(write(tmp_path / "a.tif", np.full((9, 9), 7, np.uint8))) as opened:
+        assert predict.kind_of(opened.spool(0, tmp_path)) == "grey on a dark ground"
+
+
+def test_each_image_gets_the_network_of_its_kind(tmp_path, monkeypatch):
+    made = {kind: network(Made(), "bbbc039" if "dark" in kind else "dsb2018") for kind in LOOKS}
+    monkeypatch.setattr(predict, "suited", made.get)
+    paths = [
+        write(tmp_path / f"{index}.tif", draw(nuclei()))
+        for index, draw in enumerate(LOOKS.values())
+    ]
+    report = predict_files(None, paths, tmp_path / "out", progress=False)
+    assert [one.why for one in report.done] == list(LOOKS)
+    assert [one.network for one in report.done] == list(made.values())
+    assert [one.assumed for one in report.done] == [True, False, False]
+    lines = predict.summary(report)
+    assert lines[0].startswith("1 image, grey on a dark ground: by made, seed 3")
+    assert lines[2].startswith("1 image, coloured: by made")
+    assert any("pixel size of 1 image:" in line for line in lines)
+
+
+def test_the_scale_is_that_of_the_chosen_network(tmp_path, monkeypatch):
+    made = Made()
+    monkeypatch.setattr(predict, "suited", lambda kind: network(made))
+    path = write(tmp_path / "a.tif", LOOKS["grey on a dark ground"](nuclei()), **ome(1.312))
+    assert not predict_files(None, [path], tmp_path / "out", progress=False).failed
+    assert made.model.seen == [(1, 192, 240)]
+
+
+def test_where_no_network_comes_with_the_book_the_image_fails_by_name(tmp_path, monkeypatch):
+    for marker in ("pyproject.toml", "_config.yml"):
+        (tmp_path / marker).touch()
+    monkeypatch.chdir(tmp_path)
+    predict.suited.cache_clear()
+    path = write(tmp_path / "a.tif", grey(nuclei()))
+    told = predict_files(None, [path], tmp_path / "out", progress=False).failed[str(path)]
+    assert told.startswith("No network dl-ground-truth of 01_labels_for_free comes with the book")
 
 
 def test_a_fit_is_found_by_the_beginning_of_its_name(tmp_path, run, monkeypatch):

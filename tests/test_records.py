@@ -367,7 +367,7 @@ MALFORMED = [
     ("chapter", "../elsewhere", "chapter must be a name"),
     ("variant", "DL GT", "variant must be a name"),
     ("variant", "a--b", "variant must be a name"),
-    ("preset", "huge", "preset must be one of 'smoke', 'lite' or 'paper', not"),
+    ("preset", "huge", "preset must be one of 'smoke', 'read', 'lite' or 'paper', not"),
     ("seed", -1, "seed must be 0 or more"),
     ("seed", True, "seed must be a whole number"),
     ("seed", 1.5, "seed must be a whole number"),
@@ -649,7 +649,7 @@ def test_the_table_has_a_line_per_record(tmp_path):
 @pytest.mark.parametrize("source", SOURCES)
 def test_only_evidence_is_committed(preset, source):
     folder = records.folder_for(preset, source)
-    if source == "real" and preset != "smoke":
+    if source == "real" and preset in ("lite", "paper"):
         assert folder == records.results_root()
     else:
         assert folder == records.runs_root() / "results"

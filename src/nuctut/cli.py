@@ -378,8 +378,14 @@ def _pairs(parameter: list[str] | None) -> dict[str, str]:
 @app.command()
 def predict(
     images: Annotated[list[str], typer.Argument(help="Files, folders of them, or patterns.")],
-    run: Annotated[str, typer.Option(help="A fit: its folder, or the beginning of its name.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")],
+    run: Annotated[
+        str,
+        typer.Option(
+            help="A fit: its folder, or the beginning of its name. By default a network of the "
+            "book, by the kind of each image; see `nuctut networks`."
+        ),
+    ] = "",
     page: Annotated[
         int | None, typer.Option(help="The only page to predict, from 0; otherwise all.")
     ] = None,
@@ -390,19 +396,20 @@ def predict(
         bool, typer.Option("--overwrite", help="Predict again what is there.")
     ] = False,
 ) -> None:
-    """Find nuclei in images of your own: `nuctut predict --run RUN image.tif folder/ -o out/`."""
+    """Find nuclei in images of your own: `nuctut predict image.tif folder/ -o out/`."""
     from tqdm import tqdm
 
     from nuctut.own_images import predict as command
 
-    network = command.load(run)
-    typer.echo(f"Network: {network}")
+    network = command.load(run) if run else None
+    if network:
+        typer.echo(f"Network: {network}")
     how = {"page": page, "pixel_size": pixel_size, "overwrite": overwrite}
     how["progress"] = sys.stderr.isatty()
     report = command.predict_files(
         network, images, out, **how, tell=lambda text: tqdm.write(text, file=sys.stderr)
     )
-    typer.echo("\n".join(command.summary(report, network)))
+    typer.echo("\n".join(command.summary(report)))
     if report.failed:
         raise typer.Exit(1)
 
@@ -418,6 +425,44 @@ def book(
 
 
 @app.command()
+def networks(
+    ship: Annotated[
+        str, typer.Option(help="A finished fit to put among them, once its record is committed.")
+    ] = "",
+) -> None:
+    """The networks that come with the book, and what they scored."""
+    import pandas as pd
+
+    from nuctut import experiments, fits, records
+    from nuctut.experiments import shipping
+    from nuctut.paths import results_root
+    from nuctut.running import runs
+
+    if ship:
+        typer.echo(f"Now in {experiments.ship(runs.find_fit(ship))}")
+        return
+    lines = []
+    known = records.read_all(results_root())
+    for folder in experiments.folders():
+        record = experiments.record_of(folder, known)
+        megabytes = (folder / fits.WEIGHTS).stat().st_size / 1e6
+        line = {"chapter": record.chapter, "network": record.variant}
+        line |= {"what it is": record.parameters["network"], "MB": megabytes}
+        line |= {"F1": record.scores["f1_50"], "mean AP": record.scores["mean_average_precision"]}
+        lines.append(line)
+    if not lines:
+        typer.echo(
+            "This checkout has no networks: say `nuctut run 01 -p preset=lite` to train some."
+        )
+        return
+    _print_frame("Networks of the book, scored on the test split", pd.DataFrame(lines))
+    typer.echo(
+        f"The {shipping.CARD} of each, in {shipping.root()}, says what it learned from and what it "
+        "is not good for."
+    )
+
+
+@app.command()
 def scoreboard() -> None:
     """What the papers published beside what was measured, and which claims hold."""
     from nuctut import scoreboard as board
@@ -427,9 +472,11 @@ def scoreboard() -> None:
         paper = board.published(name)
         scores = board.compare_scores(paper, records)
         scores["metric"] = scores["metric"].map(board.METRIC_NAMES)
-        measured = ["measured", "low", "high", "verdict"]
+        scores["rests on"] = [board.rests_on(line) for line in scores.itertuples()]
+        measured = ["measured", "low", "high", "verdict", "rests on"]
         _print_frame(paper.authors, scores[["row", "metric", "published", *measured]])
         claims = board.judge_claims(paper, records)
+        claims["rests on"] = [board.rests_on(line) for line in claims.itertuples()]
         names = {"text": "claim", "published_effect": "published", "measured_effect": "measured"}
         claims = claims.rename(columns=names)
         _print_frame("Claims, as differences", claims[["claim", "published", *measured]])
@@ -441,7 +488,10 @@ def _print_frame(title: str, frame: pd.DataFrame) -> None:
     table = Table(title=title, box=box.SIMPLE, title_justify="left", padding=0, pad_edge=False)
     for name, values in frame.items():
         number = values.dtype.kind == "f"
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        whole = name == "verdict"
+        table.add_column(
+            name, justify="right" if number else "left", overflow="fold", no_wrap=whole
+        )
     for line in frame.itertuples(index=False):
         table.add_row(*(_cell(value) for value in line))
     Console().print(table)

@@ -49,8 +49,9 @@ CATEGORY_COLOURS = {
 CLASS_COLOURS = {"background": "#000000", "nucleus": SKY, "separation": ORANGE}
 VERDICT_COLOURS = {
     "reproduced": GREEN,
-    "better": BLUE,
-    "worse": VERMILLION,
+    "higher": BLUE,
+    "lower": VERMILLION,
+    "inconclusive": ORANGE,
     "not comparable": GREY,
     "not yet run": GREY,
 }

@@ -11,10 +11,12 @@ from skimage.feature import peak_local_max
 from skimage.morphology import skeletonize
 from skimage.segmentation import expand_labels, relabel_sequential, watershed
 
-from .targets import BACKGROUND, SEPARATION
+from .targets import BACKGROUND, NUCLEUS, SEPARATION
 
+CERTAIN = 3  # a class besides the three of `targets`: nucleus, and hardly anything else
 SQUARE = np.ones((3, 3), bool)
 CROSS = ndi.generate_binary_structure(2, 1)
+SWELLING = 1  # pixels
 BAND = 16  # pixels; with 8, lines differ in one image of ten by a few pixels
 LINES_REACH = 128  # pixels; thinning a band of 16 is felt no further, see the tests
 
@@ -33,6 +35,8 @@ class LabelRule:
         reach: How far around a pixel `cores` looks, in pixels.
         structure: (3, 3) bool, the neighbours that hang together.
         min_area: Cores with fewer pixels are dropped.
+        small_area: Cores with fewer pixels than this are dropped too, unless half of their pixels
+            are `CERTAIN`; those that stay grow by a pixel into the background.
         growth: How far labels then grow into classes other than background, in pixels.
     """
 
@@ -41,24 +45,70 @@ class LabelRule:
     reach: int = 0
     structure: np.ndarray = field(default_factory=lambda: CROSS)
     min_area: int = 0
+    small_area: int = 0
     growth: int = 0
+
+    @property
+    def margin(self) -> int:
+        """How far around a pixel `swollen` and `filled` look together, in pixels."""
+        return self.growth + (SWELLING if self.small_area else 0)
 
     def labels(self, probabilities: np.ndarray) -> np.ndarray:
         """(H, W) int32 labels, 1…N without gaps, of (C, H, W) float32 probabilities."""
         classes = self.classes(probabilities)
+        return self.filled(self.parted(classes), classes)
+
+    def parted(self, classes: np.ndarray) -> np.ndarray:
+        """(H, W) int32 labels of the cores that are kept, 1…N without gaps, of (H, W) classes."""
         labels, _ = ndi.label(self.cores(classes), self.structure)
-        labels = _large_enough(labels, self.min_area)
-        return give_back(labels, classes > 0, self.growth) if self.growth else labels
+        areas = np.bincount(labels.ravel())
+        certain = np.bincount(labels[classes == CERTAIN], minlength=len(areas))
+        keep = self.keeps(areas, certain)
+        keep[0] = False
+        labels = _renumbered(labels, keep)
+        small = np.append(False, areas[keep] < self.small_area)
+        return self.swollen(labels, classes, small)
+
+    def keeps(self, areas: np.ndarray, certain: np.ndarray) -> np.ndarray:
+        """(N,) bool, which cores of so many pixels, and so many certain ones, are kept."""
+        return (areas >= self.min_area) & ((areas >= self.small_area) | (2 * certain >= areas))
+
+    def swollen(self, labels: np.ndarray, classes: np.ndarray, small: np.ndarray) -> np.ndarray:
+        """Labels of which the small ones, (N + 1,) bool, have grown into the background."""
+        if not small.any():
+            return labels
+        grown = expand_labels(np.where(small[labels], labels, 0), SWELLING)
+        return np.where((labels == 0) & (classes == BACKGROUND), grown, labels).astype(np.int32)
+
+    def filled(self, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Labels that have grown into what is not background."""
+        if not self.growth:
+            return labels
+        return give_back(labels, (classes != BACKGROUND) | (labels > 0), self.growth)
 
 
-def parted_by_lines(min_area: int = 0) -> LabelRule:
-    """The rule of `nuclei` followed by `give_back`, for probabilities of three classes."""
+def parted_by_lines(min_area: int = 0, small_area: int = 0, certainty: float = 1.0) -> LabelRule:
+    """The rule of `nuclei` followed by `give_back`, for probabilities of three classes.
+
+    Args:
+        min_area, small_area: Of `LabelRule`.
+        certainty: Least probability of not being background at which a pixel of a nucleus is
+            certain.
+    """
+
+    def classes(probabilities: np.ndarray) -> np.ndarray:
+        most = probabilities.argmax(0).astype(np.uint8)
+        if small_area:
+            most[(most == NUCLEUS) & (1 - probabilities[BACKGROUND] >= certainty)] = CERTAIN
+        return most
+
     return LabelRule(
-        classes=lambda probabilities: probabilities.argmax(0).astype(np.uint8),
+        classes=classes,
         cores=_parted,
         reach=LINES_REACH,
         structure=SQUARE,
         min_area=min_area,
+        small_area=small_area,
         growth=3,
     )
 
@@ -184,8 +234,12 @@ def _large_enough(labels: np.ndarray, min_area: int) -> np.ndarray:
     """Labels of at least so many pixels, renumbered; (H, W) int32."""
     keep = np.bincount(labels.ravel()) >= min_area
     keep[0] = False
-    renumbered = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
-    return renumbered[labels]
+    return _renumbered(labels, keep)
+
+
+def _renumbered(labels: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Labels without those that are not to be kept, 1…N without gaps; (H, W) int32."""
+    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[labels]
 
 
 def _dilated(mask: np.ndarray) -> np.ndarray:

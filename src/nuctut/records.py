@@ -47,7 +47,8 @@ from nuctut.paths import results_root, runs_root
 from nuctut.samples import SOURCES, SampleSet
 
 SCHEMA = 1
-PRESETS = ("smoke", "lite", "paper")
+PRESETS = ("smoke", "read", "lite", "paper")
+NETWORKS = "networks"  # the folder of the networks that come with the book, beside the records
 OWN_FOLDER = "NUCTUT_RECORDS"
 THRESHOLD_KEYS = tuple(f"{iou:.2f}" for iou in metrics.IOU_THRESHOLDS)
 ROUNDING = 1e-6  # sums of IoUs are kept to 6 digits
@@ -788,7 +789,9 @@ def read_all(folder: Path | str) -> list[Record]:
 
 def files_in(folder: Path | str) -> Iterable[Path]:
     """The files under a folder that should be records, sorted."""
-    return sorted(Path(folder).rglob("*.json"))
+    folder = Path(folder)
+    paths = folder.rglob("*.json")
+    return sorted(path for path in paths if NETWORKS not in path.relative_to(folder).parts)
 
 
 def as_table(records: Sequence[Record]) -> pd.DataFrame:

@@ -1,26 +1,29 @@
 """The scoreboard: every published number and claim, and what was measured of it.
 
-A published number gets a verdict:
+A published number gets a verdict. The rule looks at the 95 % interval of measured minus published,
+and at how far apart the paper's own rows are: half the smallest gap between two of a column, where
+a gap below `SMALLEST_GAP` counts as that.
 
 * *not yet run*: there is no record of it;
 * *not comparable*: there is one, but from simulated or stand-in data, other images, a smoke run,
-  or a checkout that differed from its commit;
-* *reproduced*: the published value lies within the measured 95 % interval, or no further than
-  `TOLERANCE` from the measured value;
-* *better* or *worse*: anything else, by the sign of the difference and the metric's direction.
+  or a checkout that differed from its commit; or the paper leaves open what was measured;
+* *reproduced*: the whole interval is within half the gap, so that the measured number could not be
+  taken for another row's;
+* *higher* or *lower*: the whole interval is further away;
+* *inconclusive*: anything else.
 
 A claim ("this beats that") is judged on how much better the one is than the other on the same
-images: it *holds* when the whole 95 % interval lies above zero, *fails* when it lies below, and is
-*unclear* when zero is inside. *Not yet run* and *not comparable* mean what they do above. A claim
-`against` a second metric says that the first shows the difference more: the effect is what the one
-is better by in the first, less what it is better by in the second.
+images with the same seeds. It *holds* or *fails* when that differs from zero at a level of 5 %, all
+claims of a paper taken together (`uncertainty.holm`), and is *unclear* otherwise. *Not yet run* and
+*not comparable* mean what they do above. A claim `against` a second metric says that the first
+shows the difference more: the effect is what the one is better by in the first, less what it is
+better by in the second. A claim with a `floor` says that the one is not far behind the other: it
+is nearer to it than to the floor, so the effect is how far above the middle of both it is.
 
-Intervals are percentile bootstraps over the test images (Efron & Tibshirani 1993, chapter 13):
-images are drawn with replacement, and the pooled score is computed anew from the drawn images'
-counts. Whatever is compared is paired by the images' keys, so the order of rows in a file changes
-nothing. Where a run was repeated with several seeds, the score is their mean, all seeds share the
-drawn images, and the seeds are drawn with replacement too. Two or three seeds say little of what
-others would give, so such an interval is on the narrow side.
+Intervals are those of `uncertainty`: fields of view are drawn anew, and the pooled score is
+computed again from the drawn images' counts; the scatter of the seeds is added. With fewer than
+`ENOUGH_SEEDS` of a trained network a verdict is provisional, and says so. Whatever is compared is
+paired by the images' keys, so the order of rows in a file changes nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +37,6 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -47,20 +49,10 @@ from nuctut.files import STRICT, Count, Malformed, Measure, Text, parse_json, re
 from nuctut.paths import project_root, results_root, runs_root
 from nuctut.records import ERRORS, METRICS, PRESETS, Record, files_in, pooled, read, read_all
 from nuctut.samples import SOURCES
+from nuctut.uncertainty import LEVEL, Estimate, draws, holm
 
-RESAMPLES = 10_000
-BOOTSTRAP_SEED = 0
-INTERVAL = (0.025, 0.975)
-
-TOLERANCE = 0.02
-"""Largest difference from a published score that still counts as reproduced.
-
-A paper's single run, printed without an interval, has a spread of its own that the measured
-interval does not hold: another seed or another build of a library gives another value. 0.02 is
-the smallest difference from which the first paper's abstract draws a conclusion (Dice 0.96
-against 0.94), so anything smaller is not told apart here.
-"""
-
+SMALLEST_GAP = 0.01
+ENOUGH_SEEDS = 3
 MINUS = "\N{MINUS SIGN}"
 METRIC_NAMES = {
     "object_jaccard": "object Jaccard",
@@ -87,8 +79,11 @@ METRIC_NAMES = {
 class PublishedScore:
     """One cell of a paper's table; `variant` names the record set beside it.
 
-    `note` says how the cell was read where the paper leaves that open. `split` and `images` are
-    what it was measured on, where that is not what the paper's other numbers were measured on.
+    `table` names the column too, where there are several. One that can be read as several metrics
+    stands here once for each.
+    `note` says how the cell was read where the paper leaves that open; `obstacle` says why it
+    cannot be compared at all. `split` and `images` are what it was measured on, where that is not
+    what the paper's other numbers were measured on.
     """
 
     __pydantic_config__ = STRICT
@@ -99,13 +94,17 @@ class PublishedScore:
     metric: Literal[*METRICS]
     value: Measure
     note: str = ""
+    obstacle: str = ""
     split: str = ""
     images: Count = 0
 
 
 @dataclass(frozen=True)
 class PublishedTime:
-    """A processing time in seconds; `budget` names the field of a record's budget beside it."""
+    """A processing time in seconds; `budget` names the field of a record's budget beside it.
+
+    Where it is the time of several, `count` says of how many.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -114,13 +113,15 @@ class PublishedTime:
     budget: Annotated[str, Field(pattern="^seconds")]
     seconds: Annotated[float, Field(gt=0)]
     machine: Text
+    count: Annotated[int, Field(ge=1)] = 1
 
 
 @dataclass(frozen=True)
 class Claim:
     """A comparison the paper makes: `better` beats `worse` by `published_effect` in `metric`.
 
-    With `against`, another metric, by that much more than in it.
+    With `against`, another metric, by that much more than in it. With `floor`, a third variant,
+    `better` need only be nearer to `worse` than to that, by `published_effect` above the middle.
     """
 
     __pydantic_config__ = STRICT
@@ -131,7 +132,13 @@ class Claim:
     metric: Literal[*METRICS]
     published_effect: float
     against: Literal["", *METRICS] = ""
+    floor: str = ""
     note: str = ""
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Whose records it takes to judge it."""
+        return tuple(filter(None, (self.better, self.worse, self.floor)))
 
 
 @dataclass(frozen=True)
@@ -198,6 +205,7 @@ def read_published(path: Path) -> Published:
 def _check_published(paper: Published) -> Published:
     """Metrics must be known, cells unique, values possible, effects what the tables give."""
     values: dict[tuple[str, str], float] = {}
+    printed: dict[tuple[str, str], float] = {}
 
     def value(variant: str, metric: str) -> float:
         return values.get((variant, metric), math.nan)
@@ -214,11 +222,16 @@ def _check_published(paper: Published) -> Published:
                 f"{where}: {score.variant} has other split or images in an earlier entry; "
                 "what was measured on other images is a variant of its own."
             )
+        if printed.setdefault((score.table, score.row), score.value) != score.value:
+            raise ValueError(
+                f"{where}: {score.table}, {score.row} has another value in an earlier entry; "
+                "the table's name must tell its columns apart."
+            )
         if (score.variant, score.metric) in values:
             raise ValueError(f"{where}: {score.variant} has a {score.metric} already.")
         values[score.variant, score.metric] = score.value
     for index, claim in enumerate(paper.claims):
-        effect = _effect(claim, value, claim.better, claim.worse)
+        effect = _effect(claim, value, claim.variants)
         if abs(effect - claim.published_effect) > 5e-4:
             raise ValueError(
                 f"claims.{index}.published_effect must be {effect:.3f}, as the tables give, "
@@ -231,16 +244,16 @@ Side = TypeVar("Side")
 Scores = TypeVar("Scores", float, np.ndarray)
 
 
-def _effect(
-    claim: Claim, score: Callable[[Side, str], Scores], better: Side, worse: Side
-) -> Scores:
-    """How much better the one side is than the other; below zero where it is worse.
+def _effect(claim: Claim, score: Callable[[Side, str], Scores], sides: Sequence[Side]) -> Scores:
+    """How much better the first side is than the second; below zero where it is worse.
 
-    `score` gives a side's score, or resampled scores, in a metric.
+    `score` gives a side's score, or resampled scores, in a metric. Of a claim with a floor: than
+    the middle of the second and the third.
     """
 
     def gain(metric: str) -> Scores:
-        difference = score(better, metric) - score(worse, metric)
+        best, *others = (score(side, metric) for side in sides)
+        difference = best - sum(others) / len(others)
         return -difference if metric in ERRORS else difference
 
     return gain(claim.metric) - gain(claim.against) if claim.against else gain(claim.metric)
@@ -320,41 +333,47 @@ def _obstacle(record: Record, paper: Published) -> str:
     return ""
 
 
-# --- the bootstrap ------------------------------------------------------------------------------
+# --- how sure a number is -----------------------------------------------------------------------
 
 
-@cache
-def _draws(images: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each image is drawn, (resamples, images), and each seed's share of the mean."""
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    drawn = rng.multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
-    share = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
-    return drawn, share
-
-
-def resampled(records: Sequence[Record], metric: str) -> np.ndarray:
-    """(resamples,) pooled scores, averaged over the seeds, of drawn images and seeds.
+def estimate(records: Sequence[Record], metric: str, by: str = "field") -> Estimate:
+    """A pooled score, the mean over the seeds, and what it could have been.
 
     Args:
         records: One per seed, all of the same images.
         metric: One of `nuctut.records.METRICS`.
-
-    The draws depend on the sorted keys of the images and the number of seeds only, so that two
-    variants measured on the same images, equally often, are drawn alike, and their difference is
-    a paired one.
+        by: The tag of an image that says with which others it is drawn; one without it is drawn
+            by itself.
 
     Raises:
         ValueError: When two records hold different images, naming both.
     """
+    drawn = _drawn_scores(records, by)(records, metric)
+    return Estimate(_mean_score(records, metric), drawn, _by_seed(records, metric))
+
+
+def _drawn_scores(
+    records: Sequence[Record], by: str
+) -> Callable[[Sequence[Record], str], np.ndarray]:
+    """Gives a side's score, averaged over its seeds, under draws that all sides share."""
+    first, *_ = records
     keys = _keys(records)
-    drawn, share = _draws(len(keys), len(records))
-    score = np.zeros(RESAMPLES)
-    for seed, record in enumerate(records):
-        rows = {row["key"]: row for row in record.images}
-        of_seed = pooled([rows[key] for key in keys], metric, drawn)
-        # a seed that was not drawn must not count, not even where its score is NaN
-        score += np.where(share[:, seed] > 0, share[:, seed] * of_seed, 0)
+    tags = {row["key"]: row.get("tags", {}) for row in first.images}
+    drawn = draws([tags[key].get(by, key) for key in keys])
+
+    def score(side: Sequence[Record], metric: str) -> np.ndarray:
+        rows = [{row["key"]: row for row in record.images} for record in side]
+        return np.mean([pooled([of[key] for key in keys], metric, drawn) for of in rows], axis=0)
+
     return score
+
+
+def _by_seed(records: Sequence[Record], metric: str) -> tuple[float, ...]:
+    return tuple(record.scores[metric] for record in records)
+
+
+def _mean_score(records: Sequence[Record], metric: str) -> float:
+    return float(np.mean(_by_seed(records, metric)))
 
 
 def _keys(records: Sequence[Record]) -> list[str]:
@@ -370,48 +389,56 @@ def _keys(records: Sequence[Record]) -> list[str]:
     return sorted(keys)
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of resampled values, NaNs left out; NaN when there is nothing else."""
-    values = values[~np.isnan(values)]
-    if not values.size:
-        return math.nan, math.nan
-    low, high = np.quantile(values, INTERVAL)
-    return float(low), float(high)
+def verdict(published: float, low: float, high: float, near: float) -> str:
+    """Either "reproduced", "higher", "lower" or "inconclusive", by the rule this module opens with.
+
+    Args:
+        published: The paper's number.
+        low, high: Of the measured one's interval.
+        near: Half the gap between rows, see `half_gap`.
+    """
+    if low - published > near:
+        return "higher"
+    if high - published < -near:
+        return "lower"
+    within = low - published >= -near and high - published <= near
+    return "reproduced" if within else "inconclusive"
 
 
-def verdict(metric: str, published: float, measured: float, low: float, high: float) -> str:
-    """Either "reproduced", "better" or "worse", by the rule this module opens with."""
-    if low <= published <= high or abs(measured - published) <= TOLERANCE:
-        return "reproduced"
-    return "better" if (measured > published) != (metric in ERRORS) else "worse"
+def half_gap(paper: Published, cell: PublishedScore) -> float:
+    """Half the smallest gap between two rows of the cell's column; at least half `SMALLEST_GAP`."""
+    same = (one for one in paper.scores if (one.table, one.metric) == (cell.table, cell.metric))
+    gaps = np.diff(sorted(one.value for one in same))
+    return max(SMALLEST_GAP, min(gaps, default=0)) / 2
 
 
-def claim_verdict(low: float, high: float) -> str:
-    """Either "holds", "fails" or "unclear", for the interval of how much better it is."""
-    if low > 0:
-        return "holds"
-    return "fails" if high < 0 else "unclear"
+def claim_verdict(effect: float, p: float) -> str:
+    """Either "holds", "fails" or "unclear", for an effect and its corrected p-value."""
+    if p >= 1 - LEVEL:
+        return "unclear"
+    return "holds" if effect > 0 else "fails"
 
 
 # --- the tables ---------------------------------------------------------------------------------
 
 NO_SCORE = "nothing to score in these images"
-PROVENANCE = ("network", "data", "preset", "seeds", "device", "git_commit", "files")
+PROVENANCE = ("network", "data", "preset", "seeds", "repeats", "device", "git_commit", "files")
 
 
 def compare_scores(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
     """Every cell of the paper's tables beside what was measured.
 
     Returns:
-        One line per published cell: table, row, note, variant, metric, label, published, measured
-        (mean over the seeds), low, high, difference (NaN where not comparable), verdict, reason
-        (of a verdict that compares nothing) and `PROVENANCE`.
+        One line per published cell: paper, table, row, note, variant, metric, label, published,
+        measured (mean over the seeds), low, high, difference (NaN where not comparable), verdict,
+        reason (of a verdict that compares nothing) and `PROVENANCE`.
     """
     records = list(records)
     lines = []
     for cell in paper.scores:
         chosen = _speaking_for(records, paper, cell.variant)
         line = {
+            "paper": paper.authors,
             "table": cell.table,
             "row": cell.row,
             "note": cell.note,
@@ -421,8 +448,8 @@ def compare_scores(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
             "published": cell.value,
         }
         lines.append(line | _measured(cell, chosen, paper) | _provenance(chosen))
-    columns = ["table", "row", "note", "variant", "metric", "label", "published", "measured"]
-    columns += ["low", "high", "difference", "verdict", "reason", *PROVENANCE]
+    columns = ["paper", "table", "row", "note", "variant", "metric", "label", "published"]
+    columns += ["measured", "low", "high", "difference", "verdict", "reason", *PROVENANCE]
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -431,88 +458,92 @@ def _measured(cell: PublishedScore, chosen: list[Record], paper: Published) -> d
     if not chosen:
         nothing = dict.fromkeys(("measured", "low", "high", "difference"), math.nan)
         return nothing | _no_verdict("not yet run", f"no record of {cell.variant}")
-    measured = _mean_score(chosen, cell.metric)
-    low, high = interval(resampled(chosen, cell.metric))
-    reason = _obstacle(chosen[0], paper) or (NO_SCORE if math.isnan(measured) else "")
-    return {
-        "measured": measured,
-        "low": low,
-        "high": high,
-        "difference": math.nan if reason else measured - cell.value,
-        "verdict": "not comparable"
-        if reason
-        else verdict(cell.metric, cell.value, measured, low, high),
-        "reason": reason,
-    }
+    found = estimate(chosen, cell.metric)
+    low, high = found.interval()
+    reason = _obstacle(chosen[0], paper) or cell.obstacle
+    reason = reason or (NO_SCORE if math.isnan(found.value) else "")
+    line = {"measured": found.value, "low": low, "high": high}
+    if reason:
+        return line | {"difference": math.nan} | _no_verdict("not comparable", reason)
+    name = verdict(cell.value, low, high, half_gap(paper, cell))
+    return line | {"difference": found.value - cell.value, "verdict": name, "reason": ""}
 
 
-def judge_claims(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
+def judge_claims(paper: Published, records: Iterable[Record], by: str = "field") -> pd.DataFrame:
     """Every claim of the paper beside what was measured, paired by image and seed.
 
+    Args:
+        paper: Whose claims.
+        records: What was measured.
+        by: See `estimate`.
+
     Returns:
-        One line per claim: paper, text, note, metric, against, better, worse, published_effect,
-        measured_effect (mean over the seeds both have), low, high, verdict, reason and
-        `PROVENANCE`.
+        One line per claim: paper, text, note, metric, against, better, worse, floor,
+        published_effect, measured_effect (mean over the seeds all sides have), low, high, p
+        (corrected for all claims of the paper), verdict, reason and `PROVENANCE`.
     """
     records = list(records)
     lines = []
     for claim in paper.claims:
-        better, worse = _pair(claim, paper, records)
-        line = (
-            {"paper": paper.authors} | asdict(claim) | _judged(claim, better, worse, paper, records)
-        )
-        lines.append(line | _provenance(better + worse))
-    columns = ["paper", "text", "note", "metric", "against", "better", "worse", "published_effect"]
-    columns += ["measured_effect", "low", "high", "verdict", "reason", *PROVENANCE]
-    return pd.DataFrame(lines, columns=columns)
+        sides = _sides(claim, paper, records)
+        line = {"paper": paper.authors} | asdict(claim)
+        line |= _judged(claim, sides, paper, records, by)
+        lines.append(line | _provenance([record for side in sides for record in side]))
+    for line, p in zip(lines, holm([line["p"] for line in lines]), strict=True):
+        line["p"] = p
+        if not math.isnan(p):
+            line["verdict"] = claim_verdict(line["measured_effect"], p)
+    columns = ["paper", "text", "note", "metric", "against", "better", "worse", "floor"]
+    columns += ["published_effect", "measured_effect", "low", "high", "p", "verdict", "reason"]
+    return pd.DataFrame(lines, columns=[*columns, *PROVENANCE])
 
 
-def _pair(
-    claim: Claim, paper: Published, records: list[Record]
-) -> tuple[list[Record], list[Record]]:
-    """Both sides' records at the best preset both ran, seed by seed; comparable ones first."""
+def _sides(claim: Claim, paper: Published, records: list[Record]) -> list[list[Record]]:
+    """All sides' records at the best preset that all ran, seed by seed; comparable ones first."""
     candidates = []
     for preset in reversed(PRESETS):
-        better, worse = (
+        sides = [
             {record.seed: record for record in _speaking_for(records, paper, variant, preset)}
-            for variant in (claim.better, claim.worse)
-        )
-        seeds = sorted(better.keys() & worse.keys())
-        if seeds:
-            candidates.append(([better[seed] for seed in seeds], [worse[seed] for seed in seeds]))
-    comparable = [pair for pair in candidates if not any(_obstacle(s[0], paper) for s in pair)]
-    return (comparable or candidates or [([], [])])[0]
+            for variant in claim.variants
+        ]
+        if seeds := sorted(set.intersection(*(set(side) for side in sides))):
+            candidates.append([[side[seed] for seed in seeds] for side in sides])
+    comparable = [
+        sides for sides in candidates if not any(_obstacle(side[0], paper) for side in sides)
+    ]
+    return (comparable or candidates or [[]])[0]
 
 
 def _judged(
-    claim: Claim,
-    better: list[Record],
-    worse: list[Record],
-    paper: Published,
-    records: list[Record],
+    claim: Claim, sides: list[list[Record]], paper: Published, records: list[Record], by: str
 ) -> dict[str, Any]:
-    """The measured half of a claim's line."""
-    nothing = dict.fromkeys(("measured_effect", "low", "high"), math.nan)
-    if not better:
+    """The measured half of a claim's line; a verdict follows where p is a number."""
+    nothing = dict.fromkeys(("measured_effect", "low", "high", "p"), math.nan)
+    if not sides:
         ran = {record.variant for record in records if record.chapter == paper.chapter}
-        missing = [variant for variant in (claim.better, claim.worse) if variant not in ran]
+        missing = [variant for variant in claim.variants if variant not in ran]
         if missing:
             return nothing | _no_verdict("not yet run", f"no record of {' and '.join(missing)}")
-        return nothing | _no_verdict("not comparable", "no preset and seed that both sides ran")
-    if better[0].data["fingerprint"] != worse[0].data["fingerprint"]:
-        return nothing | _no_verdict("not comparable", "the two sides ran on different images")
-    _keys(better + worse)
-    low, high = interval(_effect(claim, resampled, better, worse))
-    effect = _effect(claim, _mean_score, better, worse)
-    reason = _obstacle(better[0], paper) or _obstacle(worse[0], paper)
-    reason = reason or (NO_SCORE if math.isnan(effect) else "")
-    return {
-        "measured_effect": effect,
-        "low": low,
-        "high": high,
-        "verdict": "not comparable" if reason else claim_verdict(low, high),
-        "reason": reason,
-    }
+        return nothing | _no_verdict("not comparable", "no preset and seed that all sides ran")
+    if len({side[0].data["fingerprint"] for side in sides}) > 1:
+        return nothing | _no_verdict("not comparable", "the sides ran on different images")
+    everything = [record for side in sides for record in side]
+    seed_by_seed = [
+        _effect(claim, lambda record, metric: record.scores[metric], of_seed)
+        for of_seed in zip(*sides, strict=True)
+    ]
+    found = Estimate(
+        _effect(claim, _mean_score, sides),
+        _effect(claim, _drawn_scores(everything, by), sides),
+        seed_by_seed,
+    )
+    low, high = found.interval()
+    reason = next(filter(None, (_obstacle(side[0], paper) for side in sides)), "")
+    reason = reason or (NO_SCORE if math.isnan(found.value) else "")
+    line = nothing | {"measured_effect": found.value, "low": low, "high": high}
+    if reason:
+        return line | _no_verdict("not comparable", reason)
+    return line | {"p": found.p_value(), "reason": ""}
 
 
 def readings(cells: pd.DataFrame) -> pd.DataFrame:
@@ -552,7 +583,7 @@ def compare_times(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
     for time in paper.times:
         chosen = _speaking_for(records, paper, time.variant)
         seconds = [_budget_seconds(record, time.budget) for record in chosen]
-        seconds = [value for value in seconds if value is not None]
+        seconds = [time.count * value for value in seconds if value is not None]
         measured = float(np.mean(seconds)) if seconds else math.nan
         line = {"what": time.what, "published": time.seconds, "measured": measured}
         line |= {"ratio": time.seconds / measured if seconds else math.nan}
@@ -576,10 +607,6 @@ def _no_verdict(name: str, reason: str) -> dict[str, str]:
     return {"verdict": name, "reason": reason}
 
 
-def _mean_score(records: Sequence[Record], metric: str) -> float:
-    return float(np.mean([record.scores[metric] for record in records]))
-
-
 def _provenance(records: Sequence[Record]) -> dict[str, str]:
     """What a line rests on; several different values of one field stand side by side."""
 
@@ -592,10 +619,21 @@ def _provenance(records: Sequence[Record]) -> dict[str, str]:
         "data": joined(describe(record) for record in records),
         "preset": joined(record.preset for record in records),
         "seeds": joined(str(record.seed) for record in records),
+        "repeats": _repeats(records),
         "device": joined(record.budget["device"] for record in records),
         "git_commit": joined(record.git_commit or "none" for record in records),
         "files": joined(file_of(record) for record in records),
     }
+
+
+def _repeats(records: Sequence[Record]) -> str:
+    """How many seeds of a trained network there were, and whether those are enough."""
+    seeds = {record.seed for record in records if record.budget["updates"]}
+    if not seeds:
+        return "nothing trained" if records else ""
+    if len(seeds) == 1:
+        return "single seed: provisional"
+    return f"{len(seeds)} seeds" + ": provisional" * (len(seeds) < ENOUGH_SEEDS)
 
 
 def describe(record: Record) -> str:
@@ -612,9 +650,30 @@ def file_of(record: Record) -> str:
 
 
 def tally(table: pd.DataFrame) -> str:
-    """How often each verdict was given, such as "holds 5 · unclear 1 · not yet run 2"."""
-    counts = table["verdict"].value_counts()
-    return " · ".join(f"{name} {counts[name]}" for name in VERDICT_TINTS if name in counts)
+    """How often each verdict was given, by preset, such as "lite: holds 5 · unclear 1".
+
+    A printed number that stands beside several readings of a score counts once: as its verdict
+    where all readings have the same, else as "depends on the reading".
+    """
+    counted = table
+    if "row" in table:
+        counted = table.groupby(["paper", "table", "row"], sort=False).agg(
+            {"preset": "first", "verdict": lambda v: v.iloc[0] if v.nunique() == 1 else DEPENDS}
+        )
+    parts = []
+    for preset, lines in counted.groupby("preset", sort=False):
+        counts = lines["verdict"].value_counts()
+        said = " · ".join(f"{name} {counts[name]}" for name in VERDICT_TINTS if name in counts)
+        parts.append(f"{preset}: {said}" if preset else said)
+    return "; ".join(parts)
+
+
+def told(claim: Any) -> str:
+    """A line of `judge_claims` in a few words, for a sentence: the verdict and what it rests on."""
+    if math.isnan(claim.measured_effect):
+        return claim.verdict
+    effect = f"{_signed(claim.measured_effect)}, {_signed(claim.low)} to {_signed(claim.high)}"
+    return f"{claim.verdict} ({effect}{_prefixed_one('; ', _share(claim))}; {rests_on(claim)})"
 
 
 def sources(table: pd.DataFrame) -> str:
@@ -624,14 +683,18 @@ def sources(table: pd.DataFrame) -> str:
 
 # --- the tables as a page shows them ------------------------------------------------------------
 
+DEPENDS = "depends on the reading"
+
 # Behind the text, and half transparent, so that they suit a light page and a dark one.
 VERDICT_TINTS = {
     "reproduced": "rgba(0, 158, 115, 0.28)",
     "holds": "rgba(0, 158, 115, 0.28)",
-    "better": "rgba(0, 114, 178, 0.30)",
-    "worse": "rgba(213, 94, 0, 0.30)",
+    "higher": "rgba(0, 114, 178, 0.30)",
+    "lower": "rgba(213, 94, 0, 0.30)",
     "fails": "rgba(213, 94, 0, 0.30)",
     "unclear": "rgba(230, 159, 0, 0.28)",
+    "inconclusive": "rgba(230, 159, 0, 0.28)",
+    DEPENDS: "rgba(230, 159, 0, 0.28)",
     "not comparable": "rgba(140, 140, 140, 0.22)",
     "not yet run": "rgba(140, 140, 140, 0.22)",
 }
@@ -658,13 +721,15 @@ def _compared(
     shown: Callable[[float], str],
 ) -> Styler:
     """What both tables share; `ending` of the columns with the numbers, `shown` by a function."""
-    under = score + _prefixed(". ", table["note"]) + _prefixed("\nHere: ", table["network"])
+    under = score + _prefixed(". ", table["note"])
     columns = {
         head: _two_lines(what, under),
         "Verdict": _verdicts(table),
         "Published": table[f"published{ending}"].map(shown),
         "Measured": _with_interval(table, f"measured{ending}", shown),
     }
+    if "p" in table:
+        columns["p"] = table["p"].map(_p_value)
     if "difference" in table:
         columns["Difference"] = table["difference"].map(_signed)
     columns["Records"] = table["files"].map(_links)
@@ -677,7 +742,23 @@ def _names(metrics: pd.Series) -> pd.Series:
 
 def _prefixed(prefix: str, texts: pd.Series) -> pd.Series:
     """Every text behind the prefix; an empty one stays empty."""
-    return texts.map(lambda text: f"{prefix}{text}" * bool(text))
+    return texts.map(lambda text: _prefixed_one(prefix, text))
+
+
+def _prefixed_one(prefix: str, text: str) -> str:
+    return f"{prefix}{text}" * bool(text)
+
+
+def _share(claim: Any) -> str:
+    """The measured effect as a share of the published one, where it goes the same way."""
+    if claim.published_effect <= 0 or not claim.measured_effect > 0:
+        return ""
+    return f"{100 * claim.measured_effect / claim.published_effect:.0f} % of the published effect"
+
+
+def rests_on(line: Any) -> str:
+    """Preset, network and seeds that a verdict rests on."""
+    return ", ".join(filter(None, (line.preset, line.network, line.repeats)))
 
 
 def show_claims_at_a_glance(table: pd.DataFrame) -> Styler:
@@ -706,11 +787,11 @@ def show_times(table: pd.DataFrame) -> Styler:
 
 
 def _styled(shown: pd.DataFrame, table: pd.DataFrame, name: str) -> Styler:
-    """The words of the first column may wrap, all others stay on their lines."""
+    """The words of the first column and of the verdict may wrap, all others stay on their lines."""
     tints = table["verdict"].map(
         lambda v: f"background-color: {VERDICT_TINTS[v]}; font-weight: 600"
     )
-    first, *others = shown
+    first, *others = shown.columns.drop("Verdict")
     # the tints go by the table's name, so a page may not show two tables of one name
     digest = zlib.crc32(shown.to_csv().encode())
     return (
@@ -718,7 +799,7 @@ def _styled(shown: pd.DataFrame, table: pd.DataFrame, name: str) -> Styler:
         .hide(axis="index")
         .set_caption(f"Measured: {html.escape(sources(table))}")
         .apply(lambda column: tints, subset=["Verdict"])
-        .set_properties(subset=[first], **{"text-align": "left", "min-width": "11em"})
+        .set_properties(subset=[first, "Verdict"], **{"text-align": "left", "min-width": "11em"})
         .set_properties(subset=others, **{"white-space": "nowrap"})
         # the theme lays out tables of the first class, and leaves those of the second their
         # transparent ground in dark mode
@@ -748,19 +829,30 @@ def _seconds(value: float) -> str:
     return f"{1000 * value:.3g} ms"
 
 
+def _p_value(p: float) -> str:
+    if math.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _with_interval(table: pd.DataFrame, name: str, shown: Callable[[float], str]) -> list[str]:
-    return [
-        ""
-        if math.isnan(value)
-        else f"{shown(value)}<br><small>{shown(low)} to {shown(high)}</small>"
-        for value, low, high in zip(table[name], table["low"], table["high"], strict=True)
-    ]
+    """A number, under it its interval, and of a claim its share of the published effect."""
+    texts = []
+    for line in table.itertuples():
+        value = getattr(line, name)
+        under = [f"{shown(line.low)} to {shown(line.high)}"]
+        if "published_effect" in table:
+            under.append(_share(line))
+        small = "<br>".join(filter(None, under))
+        texts.append("" if math.isnan(value) else f"{shown(value)}<br><small>{small}</small>")
+    return texts
 
 
 def _verdicts(table: pd.DataFrame) -> list[str]:
+    """The verdict, under it what it rests on, or why there is none."""
     return [
-        f"{name}<br><small>{html.escape(reason)}</small>" if name == "not comparable" else name
-        for name, reason in zip(table["verdict"], table["reason"], strict=True)
+        f"{line.verdict}<br><small>{html.escape(line.reason or rests_on(line))}</small>"
+        for line in table.itertuples()
     ]
 
 

@@ -1,7 +1,7 @@
 """What the chapters' experiments share, and one small module per chapter with what is only its own.
 
 `settings` by preset; `fitting`, from settings and data to a network; `measuring`, from a method to
-a record.
+a record; `shipping`, the networks that come with the book.
 """
 
 from nuctut.experiments.fitting import (
@@ -22,9 +22,11 @@ from nuctut.experiments.fitting import (
 )
 from nuctut.experiments.measuring import Measured, Segmented, measure, measure_network, record
 from nuctut.experiments.settings import Settings, choose, fit_settings, presets, select
+from nuctut.experiments.shipping import BY_NAME, folder_of, folders, named, record_of, ship, shipped
 
 __all__ = [
     "ACCEPT",
+    "BY_NAME",
     "NAMES",
     "ClassMap",
     "Experiment",
@@ -39,13 +41,19 @@ __all__ = [
     "experiment_of",
     "fit_key",
     "fit_settings",
+    "folder_of",
+    "folders",
     "load",
     "measure",
     "measure_network",
+    "named",
     "presets",
     "random_crops",
     "ready",
     "record",
+    "record_of",
     "select",
+    "ship",
+    "shipped",
     "train",
 ]

@@ -83,6 +83,7 @@ class Trained:
         model: The network, in evaluation mode.
         fit: How it came to be.
         settings: Of its chapter.
+        seed: Of the fit.
     """
 
     experiment: Experiment
@@ -90,6 +91,7 @@ class Trained:
     model: nn.Module
     fit: fits.FitResult
     settings: Settings
+    seed: int = 0
 
     @property
     def channels(self) -> int:
@@ -110,6 +112,18 @@ class Trained:
     def parameters(self) -> dict[str, Any]:
         """The settings and the network's name, as a record keeps them."""
         return asdict(self.settings) | {"network": self.name}
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """(H, W) int32 labels of an image, grey (H, W) or coloured (H, W, 3), any real dtype."""
+        return self.labels(self.channelled(image))
+
+    def channelled(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels with the channels that it takes: grey thrice, or the mean of colours, float32."""
+        if self.channels == 1 and pixels.ndim == 3:
+            return pixels.mean(-1, dtype=np.float64).astype(np.float32)
+        if self.channels == 3 and pixels.ndim == 2:
+            return np.repeat(pixels[..., None], 3, -1)
+        return pixels
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """(C, H, W) float32 probabilities of an image of any size; not of one that gives nuclei.
@@ -163,7 +177,7 @@ def train(
     how = fit_settings(settings, seed, device)
     torch.manual_seed(seed)
     model = experiment.network(variant, settings)
-    pretrained = getattr(model, "pretrained", False)  # not always had where they are asked for
+    pretrained = getattr(model, "pretrained", False)
     parts = (variant, *sets, settings, how, pretrained)
     name = f"{variant}--s{seed}--{fit_key(*parts, code=experiment.code(variant))}"
     folder = _older(own(runs), name) or runs / name
@@ -175,7 +189,7 @@ def train(
         options = {"code": current_code(experiment, variant), "progress": progress}
         loss = experiment.loss(variant, settings)
         fit = training.fit(model, loss, *fed, folder, how, **options)
-    return Trained(experiment, variant, ready(model, device), fit, settings)
+    return Trained(experiment, variant, ready(model, device), fit, settings, seed)
 
 
 def accepts_old_fits() -> bool:
@@ -242,7 +256,7 @@ def load(folder: Path | str, device: str = "auto") -> Trained:
     fit = fits.finished(model, folder)
     if fit is None:
         raise ValueError(f"{folder} is not finished: run its chapter again, and it goes on.")
-    return Trained(experiment, made.variant, ready(model, device), fit, settings)
+    return Trained(experiment, made.variant, ready(model, device), fit, settings, made.seed)
 
 
 def experiment_of(made: fits.Description, folder: Path) -> Experiment:

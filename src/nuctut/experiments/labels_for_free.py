@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from nuctut import classical, experiments, postprocess, targets, training
-from nuctut.files import STRICT
+from nuctut.files import STRICT, Count
 from nuctut.losses import LogDiceLoss
 from nuctut.models.unet import ReducedUNet
 from nuctut.samples import Sample, SampleSet
@@ -24,7 +26,7 @@ class Settings(experiments.Settings):
     Attributes:
         crop: Side of random crops in pixels; None takes the paper's corner tiles of 512.
         channels, last_channels, dropout, normalise: Of `models.unet.ReducedUNet`.
-        min_area: Is compared with nuclei from which the separations are cut out.
+        min_area, small_area, certainty: Of `postprocess.parted_by_lines`.
         …: Those of `experiments.Settings`.
     """
 
@@ -32,6 +34,8 @@ class Settings(experiments.Settings):
     last_channels: int
     dropout: tuple[float, ...]
     normalise: bool
+    small_area: Count = 0
+    certainty: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 def code(variant: str) -> tuple[str, ...]:
@@ -80,7 +84,7 @@ def items(
 
 def rule(variant: str, settings: Settings) -> postprocess.LabelRule:
     """Separation lines are cut out of the nuclei, then given back."""
-    return postprocess.parted_by_lines(settings.min_area)
+    return postprocess.parted_by_lines(settings.min_area, settings.small_area, settings.certainty)
 
 
 def measure_network(
@@ -89,26 +93,25 @@ def measure_network(
     """A network on a test set, post-processed as the paper does.
 
     Overlap scores see the nuclei with the pixels under the separation lines given back; the
-    object-wise Jaccard index sees them with the lines cut out, as the paper's does. Besides the
-    time of an image, the means hold `seconds_per_postprocessing`, the share of it after the
-    network, and `seconds_per_tile`, the network on 512×512 pixels.
+    object-wise Jaccard index sees them with the lines cut out, as the paper's does. The means hold
+    the times of an image, of it after the network, and of the network on 512×512 pixels.
     """
 
     def segment(sample: Sample) -> experiments.Segmented:
         start = time.perf_counter()
         probabilities = trained.probabilities(sample.image)
         middle = time.perf_counter()
-        classes = probabilities.argmax(0)
-        cut = postprocess.from_classes(classes, trained.settings.min_area)
-        whole = postprocess.give_back(cut, classes != targets.BACKGROUND)
+        classes = trained.rule.classes(probabilities)
+        cut = trained.rule.parted(classes)
+        whole = trained.rule.filled(cut, classes)
         end = time.perf_counter()
-        tile = sample.image[:512, :512]
-        trained.probabilities(tile)
+        trained.probabilities(sample.image[:512, :512])
         seconds = {
             "seconds_per_image": end - start,
             "seconds_per_postprocessing": end - middle,
             "seconds_per_tile": time.perf_counter() - end,
         }
+        classes[classes == postprocess.CERTAIN] = targets.NUCLEUS
         return experiments.Segmented(whole, seconds, _class_scores(sample, classes, cut))
 
     return experiments.measure(trained.variant, segment, test_set, progress=progress)

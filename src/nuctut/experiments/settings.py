@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from nuctut import records, training
+from nuctut import training
 from nuctut.files import STRICT, Count, Measure, sentence
 
 Positive = Annotated[int, Field(ge=1)]
 Kind = TypeVar("Kind")
 
 # Settings that a fit knows nothing of: it is taken up again when they change.
-AFTER_THE_FIT = ("threshold", "min_area")
+AFTER_THE_FIT = ("threshold", "min_area", "small_area", "certainty")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -53,9 +53,13 @@ class Settings:
 
 
 def presets(kind: type[Kind], **values: Sequence[Any]) -> dict[str, Kind]:
-    """The presets smoke, lite and paper from one row of three values per field of `kind`."""
-    columns = zip(records.PRESETS, zip(*values.values(), strict=True), strict=True)
-    return {name: kind(**dict(zip(values, row, strict=True))) for name, row in columns}
+    """The presets smoke, lite and paper from one row of three values per field of `kind`.
+
+    And read, which is lite on whatever data there are, and trains nothing: see `shipping`.
+    """
+    columns = zip(("smoke", "lite", "paper"), zip(*values.values(), strict=True), strict=True)
+    made = {name: kind(**dict(zip(values, row, strict=True))) for name, row in columns}
+    return {"read": replace(made["lite"], data="auto")} | made
 
 
 def choose(presets: Mapping[str, Kind], preset: str, **overrides: Any) -> Kind:

@@ -10,7 +10,7 @@ from scipy import ndimage as ndi
 from scipy import sparse
 
 from nuctut.inference import Span
-from nuctut.postprocess import LabelRule, give_back
+from nuctut.postprocess import CERTAIN, LabelRule
 
 PIXELS = 2**23  # of a band
 
@@ -58,34 +58,41 @@ def labels_in_bands(
         A band, and its (h, W) int32 labels. Over the image they run from 1 to N without gaps, in
         the order of their cores' first pixels.
     """
-    numbers = _numbers(rule, classes, scratch, each(bands(classes.shape, pixels), "nuclei"))
+    numbers, small = _numbers(rule, classes, scratch, each(bands(classes.shape, pixels), "nuclei"))
     height = classes.shape[0]
     for start, stop in each(bands(classes.shape, pixels), "labels"):
-        low, high = max(0, start - rule.growth), min(height, stop + rule.growth)
-        labels = numbers[scratch[low:high]]
-        if rule.growth:
-            labels = give_back(labels, classes[low:high] > 0, rule.growth)
-        yield (start, stop), labels[start - low : stop - low]
+        low, high = max(0, start - rule.margin), min(height, stop + rule.margin)
+        window = classes[low:high]
+        labels = rule.swollen(numbers[scratch[low:high]], window, small)
+        yield (start, stop), rule.filled(labels, window)[start - low : stop - low]
 
 
 def _numbers(
     rule: LabelRule, classes: Rows, scratch: WritableRows, spans: Iterable[Span]
-) -> np.ndarray:
-    """Each band labelled for itself in `scratch`, and the final label of each of these ids."""
-    areas, seams = [np.zeros(1, int)], []
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each band labelled for itself in `scratch`.
+
+    Returns:
+        The final label of each of these ids, 0 where its nucleus is not kept; and of each final
+        label, whether its nucleus is small.
+    """
+    areas, certain, seams = [np.zeros(1, int)], [np.zeros(1, int)], []
     above = np.zeros((0, classes.shape[1]), np.int32)
     count = 0
     for start, stop in spans:
         low, high = max(0, start - rule.reach), min(classes.shape[0], stop + rule.reach)
-        cores = rule.cores(classes[low:high])[start - low : stop - low]
+        window = classes[low:high]
+        cores = rule.cores(window)[start - low : stop - low]
         ids, found = ndi.label(cores, rule.structure)
         areas.append(np.bincount(ids.ravel(), minlength=found + 1)[1:])
+        is_certain = window[start - low : stop - low] == CERTAIN
+        certain.append(np.bincount(ids[is_certain], minlength=found + 1)[1:])
         ids = np.where(ids > 0, ids + np.int32(count), np.int32(0))
         seams.append(_meeting(above, ids, rule.structure))
         scratch[start:stop] = ids
         above = ids[-1:]
         count += found
-    return _joined(np.concatenate(areas), np.concatenate(seams), rule.min_area)
+    return _joined(rule, np.concatenate(areas), np.concatenate(certain), np.concatenate(seams))
 
 
 def _meeting(above: np.ndarray, below: np.ndarray, structure: np.ndarray) -> np.ndarray:
@@ -99,18 +106,22 @@ def _meeting(above: np.ndarray, below: np.ndarray, structure: np.ndarray) -> np.
     return np.concatenate(pairs)
 
 
-def _joined(areas: np.ndarray, seams: np.ndarray, min_area: int) -> np.ndarray:
-    """The final label of each id, 0 where the nucleus it belongs to is too small; int32.
+def _joined(
+    rule: LabelRule, areas: np.ndarray, certain: np.ndarray, seams: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `_numbers` returns, from the pixels of each id and the pairs that hang together.
 
-    Both count in the order of first pixels, so a nucleus comes where the first of its ids does.
+    Ids and labels count in the order of first pixels, so a nucleus comes where the first of its ids
+    does.
     """
     edges = sparse.coo_array((np.ones(len(seams)), tuple(seams.T)), (len(areas), len(areas)))
     _, nucleus = sparse.csgraph.connected_components(edges, directed=False)
     _, first, nucleus = np.unique(nucleus, return_index=True, return_inverse=True)
-    whole = np.zeros(len(first), int)
-    np.add.at(whole, nucleus, areas)
-    kept = (whole >= min_area) & (first > 0)  # the background is an id too
+    whole = np.bincount(nucleus, weights=areas)
+    kept = rule.keeps(whole, np.bincount(nucleus, weights=certain))
+    kept &= first > 0  # the background is an id too
     order = np.argsort(first)
     numbers = np.zeros(len(first), np.int32)
     numbers[order] = np.where(kept[order], np.cumsum(kept[order]), 0)
-    return numbers[nucleus]
+    small = np.append(False, whole[order][kept[order]] < rule.small_area)
+    return numbers[nucleus], small

@@ -391,7 +391,9 @@ along the sides of pixels is one nucleus. Nuclei of fewer than {min_area} pixels
     3: """Each pixel takes its most probable class. Dilate the separations by a 3×3 square and join
 them to the background; thin that to its skeleton, dilate it likewise, and cut it out of nuclei and
 separations. What hangs together, diagonals included, is one nucleus. Nuclei of fewer than
-{min_area} pixels are dropped. The others grow by up to {growth} pixels into nuclei and separations,
+{min_area} pixels are dropped. So are those of fewer than {small_area}, unless half of their pixels
+are with a probability of {certainty} no background; such small ones grow by a pixel into it.
+All grow by up to {growth} pixels into nuclei and separations,
 each pixel going to the nearest.""",
 }
 SCALES = {

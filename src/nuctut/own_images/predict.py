@@ -9,6 +9,7 @@ there is done, whenever the program was killed.
 from __future__ import annotations
 
 import errno
+import functools
 import glob
 import hashlib
 import os
@@ -49,6 +50,10 @@ SAME_SCALE = 0.03  # a nucleus larger or smaller by less looks the same to a net
 SCALES = (1 / 20, 20)  # a pixel size further from the network's is a mistake
 LENGTHS = (1e-3, 1e3)  # of a pixel, in µm
 SIDE = 2048  # pixels of an overlay, at most
+DARK = "grey on a dark ground"
+COLOURED = 0.05  # see kind_of(), as the next two are
+FAINTEST = 0.005
+LOOKED_AT = 2**20  # pixels
 STRIP = 2**18  # bytes of a label file that are compressed together, about
 CLASSIC = 2**32 - 2**25  # bytes that fit into a TIFF file with offsets of 32 bits
 
@@ -97,12 +102,38 @@ def load(run: str, device: str = "auto") -> Network:
     return Network(experiments.load(folder, device), fits.read_description(folder))
 
 
+@functools.cache
+def suited(kind: str) -> Network:
+    """The network of the book for images of a kind, see `kind_of`."""
+    name = "labels-for-free" if kind == DARK else "four-architectures"
+    return load(str(experiments.folder_of(*experiments.BY_NAME[name])))
+
+
+def kind_of(image: Spooled) -> str:
+    """What an image looks like: "grey on a dark ground", "grey on a bright ground" or "coloured".
+
+    Coloured is one whose channels differ, in the mean over pixels, by more than `COLOURED` of the
+    range of its brightness; dark is a ground when the median brightness is nearer to the darkest
+    pixels than to the brightest (`FAINTEST` of them left out at either end).
+    """
+    step = max(1, image.shape[0] * image.shape[1] // LOOKED_AT)
+    rows = range(0, image.shape[0], step)
+    pixels = np.concatenate([image.read((row, row + 1)) for row in rows]).astype(np.float64)
+    grey = pixels if pixels.ndim == 2 else pixels.mean(-1)
+    low, middle, high = np.quantile(grey, (FAINTEST, 0.5, 1 - FAINTEST))
+    if pixels.ndim == 3 and np.ptp(pixels, axis=-1).mean() > COLOURED * (high - low):
+        return "coloured"
+    return DARK if middle - low <= high - middle else "grey on a bright ground"
+
+
 @dataclass(frozen=True)
 class Done:
     """An image that was predicted.
 
     Attributes:
         path: Of the image.
+        network: That predicted it, or the last of its pages.
+        why: What was seen in the image, where the network was chosen by that; else empty.
         nuclei: How many there are on all pages.
         assumed: Whether it was taken to have the network's scale, because nothing says its own.
         left_out: See `images.ImageFile`.
@@ -110,6 +141,8 @@ class Done:
     """
 
     path: Path
+    network: Network
+    why: str
     nuclei: int
     assumed: bool
     left_out: int
@@ -136,9 +169,15 @@ class Report:
         return sum(one.nuclei for one in self.done)
 
 
-def summary(report: Report, network: Network) -> list[str]:
-    """Lines to print at the end: what was done, and what was assumed."""
-    lines = [
+def summary(report: Report) -> list[str]:
+    """Lines to print at the end: what was done, by which network, and what was assumed."""
+    chosen: dict[tuple[str, str], int] = {}
+    for one in report.done:
+        if one.why:
+            pair = one.why, str(one.network)
+            chosen[pair] = chosen.get(pair, 0) + 1
+    lines = [f"{_images(n)}, {why}: by {network}" for (why, network), n in chosen.items()]
+    lines += [
         f"{one.path} holds {one.left_out} more pictures beside the slide, which were left out."
         for one in report.done
         if one.left_out
@@ -148,13 +187,13 @@ def summary(report: Report, network: Network) -> list[str]:
         for one in report.done
         if one.oblong
     ]
-    assumed = sum(one.assumed for one in report.done)
-    if assumed:
+    sizes = [one.network.pixel_size for one in report.done if one.assumed]
+    for size in dict.fromkeys(sizes):
         lines.append(
-            f"Nothing says the pixel size of {_images(assumed)}: the scale that the network "
-            f"learned, {network.pixel_size} µm per pixel, was assumed; --pixel-size tells another."
+            f"Nothing says the pixel size of {_images(sizes.count(size))}: the scale that the "
+            f"network learned, {size} µm per pixel, was assumed; --pixel-size tells another."
         )
-    if report.done and network.pixel_size is None:
+    if any(one.network.pixel_size is None for one in report.done):
         lines.append("The network learned from images of many scales: nothing was rescaled.")
     failed = f", {len(report.failed)} failed" if report.failed else ""
     counted = f"{_images(len(report.done))}, {report.nuclei:,} nuclei{failed}"
@@ -166,7 +205,7 @@ def _images(count: int) -> str:
 
 
 def predict_files(
-    network: Network,
+    network: Network | None,
     inputs: Sequence[Path | str],
     out: Path | str,
     *,
@@ -183,7 +222,8 @@ def predict_files(
     gives the same files, byte by byte. What is done when this is interrupted stays.
 
     Args:
-        network: What predicts.
+        network: What predicts; None takes one of the book's by the kind of each page, see
+            `kind_of`.
         inputs: Image files, folders of them (which are not searched further), or patterns.
         out: Folder of the results; made if need be.
         page: The only page to predict of each file, counted from 0; by default all of them.
@@ -312,19 +352,22 @@ class _Page:
 
     Attributes:
         size: Sides of its pixels, if they are known.
+        network, why: As in `Done`.
     """
 
     labels: DiskArray
     objects: pd.DataFrame
     overlay: Path
     size: Sides | None
+    network: Network
+    why: str
 
 
 @dataclass(frozen=True)
 class _Job:
     """A network, where its results go, and how; see `predict_files`."""
 
-    network: Network
+    network: Network | None
     out: Path
     page: int | None
     pixel_size: float | None
@@ -359,10 +402,11 @@ class _Job:
 
     def _done(self, path: Path, image: ImageFile, pages: Sequence[_Page]) -> Done:
         sizes = [page.size for page in pages]
-        assumed = None in sizes and self.network.pixel_size is not None
+        network, why = pages[-1].network, pages[-1].why
+        assumed = None in sizes and network.pixel_size is not None
         oblong = (size for size in sizes if size and not pixel_sizes.is_square(size))
         nuclei = sum(len(page.objects) for page in pages)
-        return Done(path, nuclei, assumed, image.left_out, next(oblong, None))
+        return Done(path, network, why, nuclei, assumed, image.left_out, next(oblong, None))
 
     def _numbers(self, image: ImageFile) -> list[int]:
         if self.page is None:
@@ -398,13 +442,20 @@ class _Job:
     ) -> _Page:
         bar = _bars(name, self.progress)
         size = (self.pixel_size,) * 2 if self.pixel_size else image.pixel_size(number)
-        factor = self._factor(size)
+        network, why, factor = self.network, "", 1.0
+        if network is not None:
+            factor = _factor(network, size)
         self._check_room(image, number, factor)
         folder = scratch / f"page{number}"
         folder.mkdir()
         spooled = image.spool(number, folder)
+        if network is None:
+            why = kind_of(spooled)
+            network = suited(why)
+            factor = _factor(network, size)
+            self._check_room(image, number, factor)
         labels = DiskArray(scratch / f"labels{number}", spooled.shape, np.int32)
-        for rows, part in _labels(self.network.trained, spooled, factor, folder, bar):
+        for rows, part in _labels(network.trained, spooled, factor, folder, bar):
             labels[slice(*rows)] = part
         count = _without_gaps(labels) if factor != 1 else _highest(labels)
         overlay = scratch / f"{name}_overlay.png"
@@ -413,27 +464,7 @@ class _Job:
         objects.insert(0, "image", cell_of(path.name))
         objects.insert(1, "page", number)
         objects["area_um2"] = objects["area"] * (np.prod(size) if size else np.nan)
-        return _Page(labels, objects[list(COLUMNS)], overlay, size)
-
-    def _factor(self, size: Sides | None) -> float:
-        """By which an image is enlarged so that nuclei are as large as the network knows them."""
-        if size is None or self.network.pixel_size is None:
-            return 1.0
-        factors = [side / self.network.pixel_size for side in size]
-        if all(abs(factor - 1) < SAME_SCALE for factor in factors):
-            return 1.0
-        if not pixel_sizes.is_square(size):
-            raise ValueError(
-                f"has pixels of {pixel_sizes.shown(size)}, but they should be square, since it has "
-                "to be rescaled; resample it, or give one --pixel-size for both sides."
-            )
-        if not SCALES[0] <= factors[1] <= SCALES[1]:
-            raise ValueError(
-                f"its pixels of {size[1]:g} µm are {factors[1]:.3g} times as large as those the "
-                f"network learned from, expected {SCALES[0]:g} to {SCALES[1]:g}: check the "
-                "--pixel-size."
-            )
-        return factors[1]
+        return _Page(labels, objects[list(COLUMNS)], overlay, size, network, why)
 
     def _check_room(self, image: ImageFile, number: int, factor: float) -> None:
         """Say that the disk is too small before an hour is spent, not after."""
@@ -474,6 +505,27 @@ class _Job:
 
     def _drop_rows(self, path: Path) -> None:
         drop_rows(self.out / TABLE, lambda image: Path(image).stem == path.stem)
+
+
+def _factor(network: Network, size: Sides | None) -> float:
+    """By which an image is enlarged so that nuclei are as large as the network knows them."""
+    if size is None or network.pixel_size is None:
+        return 1.0
+    factors = [side / network.pixel_size for side in size]
+    if all(abs(factor - 1) < SAME_SCALE for factor in factors):
+        return 1.0
+    if not pixel_sizes.is_square(size):
+        raise ValueError(
+            f"has pixels of {pixel_sizes.shown(size)}, but they should be square, since it has "
+            "to be rescaled; resample it, or give one --pixel-size for both sides."
+        )
+    if not SCALES[0] <= factors[1] <= SCALES[1]:
+        raise ValueError(
+            f"its pixels of {size[1]:g} µm are {factors[1]:.3g} times as large as those the "
+            f"network learned from, expected {SCALES[0]:g} to {SCALES[1]:g}: check the "
+            "--pixel-size."
+        )
+    return factors[1]
 
 
 def _name(path: Path, image: ImageFile, number: int) -> str:
@@ -561,13 +613,8 @@ def _normalised(trained: experiments.Trained, image: Spooled) -> Pixels:
 def _as_learned(
     trained: experiments.Trained, image: Spooled, rows: Span, columns: Span
 ) -> np.ndarray:
-    """A window with the channels that the network takes: grey thrice, or the mean of colours."""
-    pixels = image.read(rows, columns)
-    if trained.channels == 1 and pixels.ndim == 3:
-        return pixels.mean(-1, dtype=np.float64).astype(np.float32)
-    if trained.channels == 3 and pixels.ndim == 2:
-        return np.repeat(pixels[..., None], 3, -1)
-    return pixels
+    """A window with the channels that the network takes."""
+    return trained.channelled(image.read(rows, columns))
 
 
 def _highest(labels: DiskArray) -> int:

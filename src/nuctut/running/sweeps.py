@@ -343,7 +343,7 @@ def _scores(measured: Sequence[records.Record]) -> dict[str, float | None]:
         for metric, score in one.scores.items():
             if not np.isnan(score):
                 name = f"{one.variant}{SCORE}{metric}"
-                low, high = scoreboard.interval(scoreboard.resampled([one], metric))
+                low, high = scoreboard.estimate([one], metric).interval()
                 columns |= {name: score, f"{name}{SCORE}low": low, f"{name}{SCORE}high": high}
     return {name: None if np.isnan(value) else float(value) for name, value in columns.items()}
 
