@@ -57,15 +57,15 @@ CATEGORY_COLOURS = {
 }
 CATEGORY_HATCHES = {"split": "////", "merged": "xxxx"}
 CLASS_COLOURS = {"background": BLACK, "nucleus": SKY, "separation": ORANGE, "ignored": GREY}
-# By name in small letters, without anything else.
+# By what their names hold, in small letters without anything else; the first that fits counts.
 NETWORK_COLOURS = {
     "groundtruth": BLUE,
     "shapeintensity": ORANGE,
     "consensus": GREEN,
+    "maskrcnn": SKY,  # may stand on a ResNet
     "simplecnn": PINK,
     "resnet": VERMILLION,
     "unet": BLACK,
-    "maskrcnn": SKY,
 }
 VERDICT_COLOURS = {
     "reproduced": GREEN,
@@ -705,10 +705,12 @@ def _apart_when_tied(placed: pd.DataFrame) -> pd.DataFrame:
 
 
 def _colours(names: Iterable[str]) -> list[str]:
-    """A colour for each name: its own, where it is a network of the book, or one that is left."""
-    own = [NETWORK_COLOURS.get(re.sub("^dl-|[^a-z]", "", name.lower())) for name in names]
+    """A colour for each name: its network's, where the book gives it one, or one that is left."""
+    letters = [re.sub("[^a-z]", "", name.lower()) for name in names]
+    known = NETWORK_COLOURS.items()
+    own = [next((colour for key, colour in known if key in one), None) for one in letters]
     left = (colour for colour in PALETTE * 9 if colour not in own)
-    return [colour or next(left) for colour in own]
+    return [next(left) if one in (None, *own[:at]) else one for at, one in enumerate(own)]
 
 
 def _figure(rows: int, columns: int, *, height: float, **kwargs) -> tuple[Figure, np.ndarray]:
