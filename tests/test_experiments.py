@@ -21,6 +21,7 @@ from nuctut.training import Jitter
 class Settings:
     """Some settings of a chapter: of the data, the network, the fit, and what comes after it."""
 
+    data: str = "auto"
     images: int | None = None
     channels: tuple[int, ...] = (4, 8)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -53,7 +53,16 @@ FREE = labels_for_free.Settings(
     normalise=True,
 )
 FOUR = four_architectures.Settings(
-    **COMMON, scale="linear", options={}, colour=0.1, zoom=1.0, iou=1.0, threshold=0.4
+    **COMMON,
+    scale="linear",
+    options={},
+    pretrained=False,
+    colour=0.1,
+    zoom=1.0,
+    gamma=0.0,
+    balance=False,
+    iou=1.0,
+    threshold=0.4,
 )
 
 
@@ -287,7 +296,7 @@ def test_the_installed_package_names_the_authors_that_are_to_be_cited():
 def test_mask_r_cnn_gives_no_map(scene, tmp_path):
     grey, labels = scene((64, 64), [(20, 20, 8), (44, 40, 9)])
     colour = np.stack([grey // 16] * 3, axis=-1).astype(np.uint8)
-    settings = dataclasses.replace(FOUR, options={"depth": 18, "pretrained": False})
+    settings = dataclasses.replace(FOUR, options={"depth": 18, "width": 8})
     folder = fit(colour, labels, "mask-rcnn", settings, tmp_path / "runs")
     with pytest.raises(ValueError, match=r"mask-rcnn gives nuclei one by one"):
         export.export(folder, tmp_path / "net.onnx")

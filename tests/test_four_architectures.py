@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from notebook_presets import assert_it_learned, presets_of
 
 from nuctut import detection, experiments, records, targets, training
 from nuctut.experiments import Trained
 from nuctut.experiments import four_architectures as chapter
 from nuctut.experiments.four_architectures import CODE, NETWORKS, Settings
 from nuctut.losses import IoULoss
+from nuctut.models import mask_rcnn, resnet
 from nuctut.models.cnn import SimpleCNN
 from nuctut.models.mask_rcnn import MaskRCNN
 from nuctut.models.resnet import FCNResNet
@@ -26,11 +28,14 @@ SETTINGS = Settings(
     data="simulated",
     images=2,
     options={"channels": 4},
+    pretrained=False,
     crop=32,
     scale="log",
     gain=0.1,
     colour=0.2,
     zoom=1.2,
+    gamma=0.3,
+    balance=False,
     iou=1.0,
     cross_entropy=0.5,
     threshold=0.5,
@@ -46,16 +51,19 @@ SETTINGS = Settings(
 )
 OPTIONS = {
     "simple-cnn": {"channels": 4},
-    "resnet": {"depth": 18, "pretrained": False},
+    "resnet": {"depth": 18, "width": 8},
     "u-net": {"channels": (4, 4, 4, 4, 4), "normalise": True},
-    "mask-rcnn": {"depth": 18, "pretrained": False, "max_detections": 20},
+    "mask-rcnn": {"depth": 18, "width": 16, "max_detections": 20},
 }
 NAMES = {
     "simple-cnn": "simple CNN, 4 feature maps",
-    "resnet": "FCN, ResNet-18, from scratch",
+    "resnet": "FCN, ResNet-18 of 8 to 64 feature maps, from scratch",
     "u-net": "U-Net, 4 to 4 feature maps",
-    "mask-rcnn": "Mask R-CNN, ResNet-18, from scratch",
+    "mask-rcnn": "Mask R-CNN, ResNet-18 of 16 to 128 feature maps, from scratch",
 }
+
+
+ABOUT = {"source": "simulated", "fingerprint": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +108,11 @@ def train(sets, runs, variant="simple-cnn", seed=0, **changes) -> Trained:
     return experiments.train(chapter, variant, pair, settings, **options)
 
 
+def of_these(variant: str) -> torch.nn.Module:
+    settings = dataclasses.replace(SETTINGS, options=OPTIONS[variant])
+    return chapter.network(variant, settings)
+
+
 @pytest.fixture(scope="module")
 def trained(sets, tmp_path_factory) -> Callable[[str], Trained]:
     """A network of each kind, fitted when first asked for."""
@@ -138,7 +151,8 @@ def test_a_network_that_began_with_published_weights_is_loaded_without_them(
     """Where they come from must not matter any more; its layers are those of such a network."""
     begun = NETWORKS[variant](restore=True)
     assert begun.pretrained
-    monkeypatch.setattr("nuctut.models.pretrained.published_weights", None)
+    for module in (mask_rcnn, resnet):
+        monkeypatch.setattr(module, "published_weights", None)
     settings = dataclasses.replace(SETTINGS, options={})
     again = chapter.network(variant, settings, had=True)
     again.load_state_dict(begun.state_dict())
@@ -170,6 +184,10 @@ def test_the_networks_are_the_papers_in_its_order():
         (lambda: FCNResNet(18, False), "FCN, ResNet-18, from scratch"),
         (lambda: FCNResNet(101, False), "FCN, ResNet-101, from scratch"),
         (lambda: MaskRCNN(50, False), "Mask R-CNN, ResNet-50, from scratch"),
+        (
+            lambda: MaskRCNN(18, False, width=24),
+            "Mask R-CNN, ResNet-18 of 24 to 192 feature maps, from scratch",
+        ),
     ],
 )
 def test_names_say_what_it_really_is(make, name):
@@ -191,7 +209,7 @@ def test_a_network_is_trained_and_gives_labels(trained, sets, variant):
     assert (made.variant, made.name) == (variant, NAMES[variant])
     assert (made.fit.updates, made.fit.images_seen) == (2, 4)
     assert np.isfinite(made.fit.history).all(axis=None)
-    weights = sum(p.numel() for p in NETWORKS[variant](**OPTIONS[variant]).parameters())
+    weights = sum(p.numel() for p in of_these(variant).parameters())
     assert made.fit.weights == weights
     assert made.parameters["network"] == NAMES[variant]
     assert made.parameters["options"] == OPTIONS[variant]
@@ -216,6 +234,33 @@ def test_a_trained_network_is_not_trained_again(trained, sets, monkeypatch, vari
     np.testing.assert_array_equal(again.labels(image), first.labels(image))
 
 
+@pytest.mark.parametrize("variant", ["resnet", "mask-rcnn"])
+def test_published_weights_that_cannot_be_had_are_an_error(variant, monkeypatch, sets, runs):
+    def refuse(weights):
+        raise OSError(f"no {weights.url}")
+
+    for module in (mask_rcnn, resnet):
+        monkeypatch.setattr(module, "published_weights", refuse)
+    with pytest.raises(OSError, match=r"no https://.*coco"):
+        train(sets, runs, variant, options={}, pretrained=True)
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize("variant", NETWORKS)
+@pytest.mark.slow
+def test_every_network_takes_two_updates_of_the_paper_preset(sets, runs, variant):
+    paper = presets_of("02_four_architectures")[variant]["paper"]
+    assert paper.pretrained is (variant in ("resnet", "mask-rcnn"))
+    less = {"crop": 64, "epochs": 1, "updates": 2, "batch_size": 2}
+    # bf16 only where the hardware has it: imitated, it takes minutes.
+    settings = dataclasses.replace(paper, pretrained=False, precision="auto", **less)
+    pair = (sets["training"], sets["validation"])
+    how = {"device": "cpu", "runs": runs, "progress": False}
+    made = experiments.train(chapter, variant, pair, settings, **how)
+    torch.manual_seed(0)
+    assert_it_learned(made, chapter.network(variant, settings), updates=2)
+
+
 def test_other_settings_data_seeds_and_networks_are_other_fits(sets, runs, fitted):
     train(sets, runs)
     train(sets, runs)
@@ -227,11 +272,12 @@ def test_other_settings_data_seeds_and_networks_are_other_fits(sets, runs, fitte
     train(sets, runs, scale="linear")
     train(sets, runs, crop=16)
     train(sets, runs, cross_entropy=0.0)
+    train(sets, runs, gamma=0.0)
     train(sets, runs, seed=1)
     train(sets, runs, "u-net")
     train(sets | {"training": sets["training"].take(1)}, runs)
     train(sets | {"validation": sets["validation"].take(1)}, runs)
-    assert len({call[4] for call in fitted}) == 10
+    assert len({call[4] for call in fitted}) == 11
 
 
 def test_every_seed_starts_from_its_own_weights(sets, runs, fitted):
@@ -261,7 +307,7 @@ def test_what_a_network_is_fed(sets, runs, fitted):
         expected = targets.standardise(sets[split][0].image, "log")
         np.testing.assert_array_equal(items.images[0], expected)
         assert not items.classes[1].any()  # the empty image is learned from too
-    assert (learned.seed, learned.jitter) == (3, Jitter(0.1, 0.2, 1.2))
+    assert (learned.seed, learned.jitter) == (3, Jitter(0.1, 0.2, 1.2, 0.3))
     assert (checked.seed, checked.jitter) == (0, Jitter())
 
 
@@ -273,8 +319,22 @@ def test_what_mask_rcnn_is_fed(sets, runs, fitted):
         assert isinstance(items, detection.InstanceCrops)
         assert items[0, 0]["image"].shape == (3, size, size)
         assert items[0, 0]["key"] == f"{split}_full" and len(items[1, 0]["target"]["boxes"]) == 0
-    assert (learned.seed, learned.jitter) == (3, Jitter(0.1, 0.2, 1.2))
+    assert (learned.seed, learned.jitter) == (3, Jitter(0.1, 0.2, 1.2, 0.3))
     assert (checked.seed, checked.jitter) == (0, Jitter())
+
+
+@pytest.mark.parametrize("variant", ["u-net", "mask-rcnn"])
+def test_the_many_of_one_sort_do_not_drown_the_few_of_another(sets, runs, fitted, variant):
+    sorts = ["small", "large", "small", "small", "small"]
+    pair = sets["training"]
+    made = [dataclasses.replace(pair[i % 2], tags={"sort": one}) for i, one in enumerate(sorts)]
+    many = SampleSet(range(5), made.__getitem__, name="dsb2018", split="training", **ABOUT)
+    train(sets | {"training": many}, runs, variant, balance=True)
+    train(sets | {"training": many}, runs, variant, balance=False)
+    balanced, even = (call[2].shares for call in fitted)
+    np.testing.assert_allclose(balanced, [1 / 6, 1 / 3, 1 / 6, 1 / 6, 1 / 6])
+    assert even is None
+    assert all(call[3].shares is None for call in fitted)  # validation takes every image once
 
 
 def test_unknown_networks_are_refused(sets, runs):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from notebook_presets import assert_it_learned, presets_of
 
 from nuctut import classical, experiments, fits, postprocess, records, targets, training
 from nuctut.experiments import labels_for_free
@@ -91,6 +92,15 @@ def folders(runs: Path) -> set[str]:
 
 
 # --- training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_network_takes_two_updates_of_the_paper_preset(sets, runs):
+    paper = presets_of("01_labels_for_free")["paper"]
+    settings = dataclasses.replace(paper, epochs=1, updates=2)
+    made = train(sets, runs, settings=settings)
+    torch.manual_seed(0)
+    assert_it_learned(made, labels_for_free.network("dl-ground-truth", settings), updates=2)
 
 
 def test_a_trained_network_is_not_trained_again(sets, runs, monkeypatch):

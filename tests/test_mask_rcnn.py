@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.resnet import BasicBlock
 
 from nuctut.detection import InstanceCrops, labels_from
 from nuctut.models import mask_rcnn
@@ -167,9 +168,9 @@ def test_published_weights_are_taken_but_for_the_last_layers(coco, monkeypatch):
         assert torch.isfinite(model.train().loss(batch_of(2)))
 
 
-def test_without_published_weights_it_starts_from_scratch(monkeypatch):
-    monkeypatch.setattr(mask_rcnn, "published_weights", lambda weights: None)
-    model = MaskRCNN()
+def test_from_scratch_all_of_it_learns():
+    with torch.device("meta"):
+        model = MaskRCNN(pretrained=False)
     assert not model.pretrained
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any("running" in name for name, _ in model.named_buffers())  # group normalisation
@@ -179,6 +180,7 @@ def test_without_published_weights_it_starts_from_scratch(monkeypatch):
     ("arguments", "message"),
     [
         ({"depth": 34}, "depth must be one of 18, 50, not 34"),
+        ({"width": 24}, "width must be 64 for depth 50: only depth 18 has others"),
         ({"depth": 18}, "COCO weights exist for depth 50 only, not for 18"),
         ({"depth": 18, "pretrained": False, "upscale": 0}, "upscale must be at least 1, not 0"),
         (
@@ -190,3 +192,22 @@ def test_without_published_weights_it_starts_from_scratch(monkeypatch):
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         MaskRCNN(**arguments)
+
+
+@pytest.mark.parametrize("width", [8, 16, 24, 40, 64])
+def test_a_network_of_any_width_learns_from_a_batch(width):
+    torch.manual_seed(0)
+    model = MaskRCNN(18, pretrained=False, width=width).train()
+    blocks = [m for m in model.modules() if isinstance(m, BasicBlock)]
+    assert len(blocks) == 8 and blocks[-1].conv2.out_channels == 8 * width
+    assert not any(block.bn2.weight.any() for block in blocks)  # each begins as the identity
+    loss = model.loss(batch_of(3))
+    loss.backward()
+    gradients = [p.grad for p in model.network.backbone.body.parameters()]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_the_network_of_24_feature_maps_fits_into_six_megabytes():
+    with torch.device("meta"):
+        model = MaskRCNN(18, pretrained=False, width=24)
+    assert sum(one.numel() for one in model.state_dict().values()) < 3e6  # two bytes each

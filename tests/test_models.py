@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torchvision.models.segmentation import FCN_ResNet101_Weights, fcn_resnet101
 
@@ -283,7 +284,7 @@ def test_the_resnet_gives_one_logit_per_pixel_from_one_per_eight_by_eight(resnet
 
 
 def test_the_last_two_stages_are_dilated_instead_of_strided(resnet18):
-    stages = list(resnet18.backbone)[1:]
+    stages = list(resnet18.backbone)[-4:]
     strides, dilations = [], []
     for stage in stages:
         kernels = [m for m in stage.modules() if isinstance(m, nn.Conv2d)]
@@ -330,17 +331,57 @@ def test_coco_weights_are_loaded_but_for_the_last_layer(monkeypatch):
     assert network.head[-1].weight.shape == (1, 512, 1, 1)
 
 
-def test_without_published_weights_the_resnet_starts_from_scratch_and_says_so(monkeypatch):
-    monkeypatch.setattr(resnet, "published_weights", lambda _: None)
-    with torch.device("meta"):
-        assert FCNResNet(101).pretrained is False
-
-
 def test_depths_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match=r"depth must be one of 18, 101, not 50"):
         FCNResNet(50)
     with pytest.raises(ValueError, match=r"COCO weights exist for depth 101 only, not for 18"):
         FCNResNet(18)
+
+
+def test_widths_that_do_not_exist_are_refused():
+    for width in (0, 20, 72):
+        with pytest.raises(ValueError, match=rf"multiple of 8 up to 64, not {width}"):
+            FCNResNet(18, False, width)
+    with pytest.raises(ValueError, match=r"width must be 64 for depth 101: only depth 18"):
+        FCNResNet(101, False, 24)
+
+
+def test_of_64_feature_maps_it_is_torchvisions_resnet18():
+    theirs = torchvision.models.resnet18().eval()
+    mine = resnet.resnet18().eval()
+    mine.load_state_dict({n: w for n, w in theirs.state_dict().items() if n[:3] != "fc."})
+    assert [n for n, _ in mine.named_children()] == [n for n, _ in theirs.named_children()][:-2]
+    with torch.no_grad():
+        image = torch.rand(1, 3, 64, 96)
+        pooled = theirs.avgpool(mine(image)).flatten(1)
+        torch.testing.assert_close(theirs.fc(pooled), theirs(image))
+
+
+def test_a_resnet_begins_as_torchvisions_do():
+    torch.manual_seed(0)
+    mine, theirs = resnet.resnet18(), torchvision.models.resnet18()
+    for name, weight in theirs.named_parameters():
+        if name[:3] != "fc.":
+            own = mine.get_parameter(name).detach()
+            assert own.std() == pytest.approx(weight.std().item(), rel=0.05, abs=1e-9), name
+            assert own.mean() == pytest.approx(weight.mean().item(), abs=0.01), name
+
+
+@pytest.mark.parametrize("width", [8, 24])
+def test_a_narrow_resnet_has_fewer_weights_in_the_same_layers(width, resnet18):
+    narrow = FCNResNet(18, False, width)
+    wide = dict(resnet18.named_parameters())
+    for name, weight in narrow.named_parameters():
+        expected = [n * width // 64 if n % 64 == 0 else n for n in wide.pop(name).shape]
+        assert list(weight.shape) == expected, name
+    assert not wide and narrow.width == width
+    assert narrow(torch.rand(2, 3, 32, 40)).shape == (2, 1, 32, 40)
+
+
+def test_the_resnet_of_24_feature_maps_fits_into_six_megabytes():
+    with torch.device("meta"):
+        network = FCNResNet(18, False, 24)
+    assert sum(one.numel() for one in network.state_dict().values()) < 2e6  # two bytes each
 
 
 # --- the log-Dice loss --------------------------------------------------------------------------

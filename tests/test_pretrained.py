@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import os
 import urllib.error
 from email.message import Message
@@ -35,7 +34,7 @@ def published(name: str) -> WeightsEnum:
     return WeightsEnum("Published", {"DEFAULT": weights}).DEFAULT
 
 
-def assert_state(found: dict[str, Tensor] | None) -> None:
+def assert_state(found: dict[str, Tensor]) -> None:
     assert found.keys() == STATE.keys()
     assert all(torch.equal(found[name], weight) for name, weight in STATE.items())
 
@@ -68,10 +67,9 @@ def server(monkeypatch) -> list[Any]:
     return answers
 
 
-def test_weights_on_disk_are_loaded_without_a_network(checkpoints, server, caplog):
+def test_weights_on_disk_are_loaded_without_a_network(checkpoints, server):
     (checkpoints / "tiny-0badc0de.pth").write_bytes(stored())
     assert_state(published_weights(published("tiny-0badc0de.pth")))
-    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -83,24 +81,32 @@ def test_weights_on_disk_are_loaded_without_a_network(checkpoints, server, caplo
         TimeoutError("timed out"),
     ],
 )
-def test_without_network_there_are_none_and_a_warning_says_so(checkpoints, server, caplog, error):
+def test_without_network_the_error_says_which_why_and_what_to_do(checkpoints, server, error):
     server.append(error)
-    with caplog.at_level(logging.WARNING):
-        assert published_weights(published("tiny-0badc0de.pth")) is None
-    (warning,) = caplog.records
-    text = warning.getMessage()
-    assert warning.levelno == logging.WARNING and warning.name.startswith("nuctut")
-    assert "https://example.invalid/tiny-0badc0de.pth" in text and "from scratch" in text
-    assert str(error) in text
+    with pytest.raises(OSError, match="cannot be had") as raised:
+        published_weights(published("tiny-0badc0de.pth"))
+    text = str(raised.value)
+    assert "https://example.invalid/tiny-0badc0de.pth" in text and str(error) in text
+    assert f"put it at {checkpoints / 'tiny-0badc0de.pth'}," in text
+    assert "pretrained=False" in text
     assert os.listdir(checkpoints) == []
+    # What it says to do, helps.
+    (checkpoints / "tiny-0badc0de.pth").write_bytes(stored())
+    assert_state(published_weights(published("tiny-0badc0de.pth")))
 
 
-def test_a_folder_that_cannot_be_written_is_no_end(tmp_path, monkeypatch, server, caplog):
+def test_a_folder_that_cannot_be_written_is_such_an_error_too(tmp_path, monkeypatch, server):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    assert published_weights(published("tiny-0badc0de.pth")) is None
-    assert "from scratch" in caplog.text
+    with pytest.raises(OSError, match=r"tiny-0badc0de\.pth cannot be had .*pretrained=False"):
+        published_weights(published("tiny-0badc0de.pth"))
+
+
+def test_a_file_that_is_damaged_is_named(checkpoints, server):
+    (checkpoints / "tiny-0badc0de.pth").write_bytes(stored()[:-200])
+    with pytest.raises(OSError, match=str(checkpoints / "tiny-0badc0de.pth")):
+        published_weights(published("tiny-0badc0de.pth"))
 
 
 def test_a_download_with_the_right_checksum_is_kept(checkpoints, server):
@@ -114,7 +120,7 @@ def test_a_download_with_the_right_checksum_is_kept(checkpoints, server):
 
 def test_a_download_with_another_checksum_is_not_used(checkpoints, server):
     server.append(stored())
-    with pytest.raises(RuntimeError, match="hash"):
+    with pytest.raises(OSError, match="hash"):
         published_weights(published("tiny-0badc0de.pth"))
     assert os.listdir(checkpoints) == []
 

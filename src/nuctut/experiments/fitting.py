@@ -177,7 +177,7 @@ def train(
     how = fit_settings(settings, seed, device)
     torch.manual_seed(seed)
     model = experiment.network(variant, settings)
-    pretrained = getattr(model, "pretrained", False)  # not always had where they are asked for
+    pretrained = getattr(model, "pretrained", False)
     parts = (variant, *sets, settings, how, pretrained)
     name = f"{variant}--s{seed}--{fit_key(*parts, code=experiment.code(variant))}"
     folder = _older(own(runs), name) or runs / name

@@ -16,7 +16,7 @@ from nuctut.files import STRICT, Measure
 from nuctut.losses import IoULoss
 from nuctut.models.cnn import SimpleCNN
 from nuctut.models.mask_rcnn import MaskRCNN
-from nuctut.models.resnet import FCNResNet
+from nuctut.models.resnet import WIDTH, FCNResNet
 from nuctut.models.unet import UNet
 from nuctut.samples import Sample, SampleSet
 
@@ -33,7 +33,7 @@ CODE = {
     "simple-cnn": ("targets", "losses", "training", "models/cnn"),
     "resnet": ("targets", "losses", "training", "models/resnet"),
     "u-net": ("targets", "losses", "training", "models/unet"),
-    "mask-rcnn": ("targets", "detection", "training", "models/mask_rcnn"),
+    "mask-rcnn": ("targets", "detection", "training", "models/mask_rcnn", "models/resnet"),
 }
 
 
@@ -44,18 +44,24 @@ class Settings(experiments.Settings):
     Mask R-CNN has losses of its own, and always the scale "linear".
 
     Attributes:
-        options: Arguments of the network's constructor.
+        options: Arguments of the network's constructor, but for `pretrained`.
+        pretrained: Whether it starts from weights trained on COCO; of "resnet" and "mask-rcnn".
         crop: Side of the random crops in pixels.
-        colour, zoom: Of `training.Jitter`.
+        colour, zoom, gamma: Of `training.Jitter`.
+        balance: Draw images by their sort, see `training.balanced`, so that the many of one sort do
+            not drown the few of another; else all alike.
         iou: Of `losses.IoULoss`.
         threshold: Least probability of a nucleus' pixel; of Mask R-CNN, least score of a nucleus.
         …: Those of `experiments.Settings`.
     """
 
     options: dict[str, Any]
+    pretrained: bool
     crop: Positive
     colour: Measure
     zoom: Annotated[float, Field(ge=1)]
+    gamma: Measure
+    balance: bool
     iou: Measure
     threshold: Annotated[float, Field(ge=0, le=1)]
 
@@ -70,12 +76,14 @@ def network(variant: str, settings: Settings, had: bool | None = None) -> nn.Mod
 
     Raises:
         ValueError: For an unknown one.
+        OSError: When it starts from published weights and they cannot be had.
     """
     if variant not in NETWORKS:
         raise ValueError(f"variant must be one of {', '.join(NETWORKS)}, not {variant!r}.")
     options = dict(settings.options)
-    if had is not None and variant in ("resnet", "mask-rcnn"):
-        options |= {"pretrained": had, "restore": True}
+    if variant in ("resnet", "mask-rcnn"):
+        options["pretrained"] = settings.pretrained if had is None else had
+        options["restore"] = had is not None
     return NETWORKS[variant](**options)
 
 
@@ -87,10 +95,12 @@ def describe(model: nn.Module) -> str:
         case UNet():
             return f"U-Net, {model.channels[0]} to {model.channels[-1]} feature maps"
         case FCNResNet():
-            family = f"FCN, ResNet-{model.depth}"
+            family = "FCN"
         case MaskRCNN():
-            family = f"Mask R-CNN, ResNet-{model.depth}"
-    return f"{family}, {'COCO weights' if model.pretrained else 'from scratch'}"
+            family = "Mask R-CNN"
+    narrow = "" if model.width == WIDTH else f" of {model.width} to {8 * model.width} feature maps"
+    start = "COCO weights" if model.pretrained else "from scratch"
+    return f"{family}, ResNet-{model.depth}{narrow}, {start}"
 
 
 def loss(variant: str, settings: Settings) -> nn.Module | None:
@@ -110,8 +120,10 @@ def items(
     progress: bool,
 ) -> Dataset:
     """Random crops of images and masks; of nuclei one by one for Mask R-CNN."""
-    jitter = training.Jitter(settings.gain, settings.colour, settings.zoom)
+    jitter = training.Jitter(settings.gain, settings.colour, settings.zoom, settings.gamma)
     how = {"size": settings.crop, "jitter": jitter, "seed": seed, "progress": progress}
+    if settings.balance and samples.split == "training":
+        how["shares"] = training.balanced([sample.tags["sort"] for sample in samples])
     if variant == "mask-rcnn":
         return detection.instance_crops(samples, **how)
     return experiments.random_crops(samples, teach or mask, scale=settings.scale, **how)

@@ -19,10 +19,11 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.resnet import resnet18, resnet50
+from torchvision.models.resnet import BasicBlock, resnet50
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from .pretrained import published_weights
+from .resnet import WIDTH, check_size, resnet18
 
 CLASSES = 2  # background and nucleus
 LEVELS = ("0", "1", "2", "3")  # of the feature pyramid, strides 4, 8, 16 and 32
@@ -87,30 +88,31 @@ class MaskRCNN(nn.Module):
 
     Depth 50 is torchvision's own design, 44 million parameters. With weights from COCO, all but the
     last layers of the box and the mask head start from them; batch normalisation, the stem and the
-    first stage stay frozen. Depth 18 is a small one for the CPU, 12 million parameters: a narrow
-    pyramid and narrow heads, square anchors in steps of √2 (an anchor learns to be a nucleus from
-    an overlap of 0.5 instead of 0.7 on), one sampling point per RoIAlign bin. A ResNet that starts
-    from scratch has group normalisation, as He, Girshick & Dollár (2019, "Rethinking ImageNet
-    pre-training") recommend: its statistics do not depend on the batch, so that training and
-    evaluation see the same network.
+    first stage stay frozen. Depth 18 is a small one for the CPU, of 12 million parameters, or fewer
+    with a smaller `width` (3 million with 24): a narrow pyramid and narrow heads, square anchors in
+    steps of √2 (an anchor learns to be a nucleus from an overlap of 0.5 instead of 0.7 on), one
+    sampling point per RoIAlign bin. A ResNet that starts from scratch has group normalisation, as
+    He, Girshick & Dollár (2019, "Rethinking ImageNet pre-training") recommend: its statistics do
+    not depend on the batch, so that training and evaluation see the same network.
 
     Coordinates: the centre of a pixel has whole numbers, so that a nucleus in the columns a…b has
     a box from a - ½ to b + ½. That is what torchvision's anchors and RoIAlign assume.
 
     Args:
         depth: Of the ResNet, 50 or 18.
-        pretrained: Start from weights trained on COCO (depth 50 only), where they can be had.
+        pretrained: Start from weights trained on COCO (depth 50 only).
         restore: Do not get these weights: the caller loads a checkpoint of a network that had them.
         upscale: Whole factor by which images are enlarged on entry; nuclei narrower than ten
             pixels cover little of a stride-4 feature map. The time grows with its square.
         max_detections: Most nuclei found in one image.
+        width: Of `models.resnet.resnet18` (depth 18 only).
 
     Attributes:
-        depth: Of the ResNet.
-        pretrained: Whether the weights were had.
+        depth, width, pretrained: As given.
 
     Raises:
-        ValueError: When there is no such depth, or none with weights.
+        ValueError: When there is no such depth, none of this width, or none with weights.
+        OSError: When the weights cannot be had.
     """
 
     def __init__(
@@ -119,23 +121,20 @@ class MaskRCNN(nn.Module):
         pretrained: bool = True,
         upscale: int = 1,
         max_detections: int = 500,
+        width: int = WIDTH,
         restore: bool = False,
     ) -> None:
         super().__init__()
-        if depth not in SIZES:
-            raise ValueError(f"depth must be one of {', '.join(map(str, SIZES))}, not {depth}.")
-        if pretrained and depth != 50:
-            raise ValueError(f"COCO weights exist for depth 50 only, not for {depth}.")
+        check_size(depth, width, pretrained, tuple(SIZES))
         for name, value in (("upscale", upscale), ("max_detections", max_detections)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
-        self.depth, self.upscale = depth, upscale
+        self.depth, self.width, self.pretrained, self.upscale = depth, width, pretrained, upscale
         weights = None
         if pretrained and not restore:
             weights = published_weights(MaskRCNN_ResNet50_FPN_Weights.COCO_V1)
-        self.pretrained = pretrained and (restore or weights is not None)
-        norm = partial(FrozenBatchNorm2d, eps=0.0) if self.pretrained else _group_norm
-        self.network = _network(depth, norm, upscale, max_detections)
+        norm = partial(FrozenBatchNorm2d, eps=0.0) if pretrained else _group_norm
+        self.network = _network(depth, width, norm, upscale, max_detections)
         if weights is not None:
             heads = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
             kept = {name: w for name, w in weights.items() if not name.startswith(heads)}
@@ -259,13 +258,17 @@ def _resampling(low: float, high: float, length: int, points: int) -> tuple[np.n
 
 
 def _network(
-    depth: int, norm: Any, upscale: int, max_detections: int
+    depth: int, width: int, norm: Any, upscale: int, max_detections: int
 ) -> torchvision.models.detection.MaskRCNN:
     size = SIZES[depth]
-    body = {18: resnet18, 50: resnet50}[depth](
-        norm_layer=norm, zero_init_residual=norm is _group_norm
-    )
-    widths = [body.inplanes // 2**i for i in (3, 2, 1, 0)]
+    if depth == 18:
+        body, widths = resnet18(width, norm), [width * 2**i for i in range(4)]
+        for block in body.modules():
+            if isinstance(block, BasicBlock):
+                nn.init.zeros_(block.bn2.weight)
+    else:
+        body = resnet50(norm_layer=norm, zero_init_residual=norm is _group_norm)
+        widths = [256 * 2**i for i in range(4)]
     backbone = BackboneWithFPN(
         body,
         {f"layer{i + 1}": level for i, level in enumerate(LEVELS)},
