@@ -915,11 +915,15 @@ def _card(record: Record) -> str:
     rows = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{shown}</td></tr>" for name, shown in entries.items()
     )
-    title = f"{in_words(record.variant)} · {record.preset} · seed {record.seed}"
     return (
-        f"<details><summary>{html.escape(title)}</summary>"
+        f"<details><summary>{html.escape(title_of(record))}</summary>"
         f'<table class="dataframe" id="{_anchor(file)}">{rows}</table></details>'
     )
+
+
+def title_of(record: Record) -> str:
+    """A record's name for a reader, such as "U-Net, lite, seed 1"."""
+    return f"{in_words(record.variant)}, {record.preset}, seed {record.seed}"
 
 
 def in_words(variant: str) -> str:
