@@ -795,8 +795,8 @@ def _add_scale_bar(fig: Figure, pixel_size: float | None) -> None:
     ends = [right - length / pixel_size, right]
     ax.plot(ends, [bottom, bottom], "-", color="white", lw=2, solid_capstyle="butt",
             path_effects=edge)  # fmt: skip
-    ax.annotate(f"{length:g} µm", (np.mean(ends), bottom), (0, 3), textcoords="offset points",
-                ha="center", va="bottom", color="white", fontsize=8, path_effects=edge)  # fmt: skip
+    ax.annotate(f"{length:g} µm", (right, bottom), (0, 3), textcoords="offset points",
+                ha="right", va="bottom", color="white", fontsize=8, path_effects=edge)  # fmt: skip
 
 
 @dataclass(frozen=True)

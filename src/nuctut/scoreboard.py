@@ -34,11 +34,11 @@ import math
 import re
 import tomllib
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -789,16 +789,18 @@ def show_times(table: pd.DataFrame) -> Styler:
     return _styled(pd.DataFrame(shown), table, "times")
 
 
+_TABLES = count()
+
+
 def _styled(shown: pd.DataFrame, table: pd.DataFrame, name: str) -> Styler:
     """The words of the first column and of the verdict may wrap, all others stay on their lines."""
     tints = table["verdict"].map(
         lambda v: f"background-color: {VERDICT_TINTS[v]}; font-weight: 600"
     )
     first, *others = shown.columns.drop("Verdict")
-    # the tints go by the table's name, so a page may not show two tables of one name
-    digest = zlib.crc32(shown.to_csv().encode())
+    # the tints go by the table's name, so no two tables of a page may share one
     return (
-        Styler(shown, uuid=f"{name}-{digest:08x}", cell_ids=False)
+        Styler(shown, uuid=f"{name}-{next(_TABLES)}", cell_ids=False)
         .hide(axis="index")
         .set_caption(f"Measured: {html.escape(sources(table))}")
         .apply(lambda column: tints, subset=["Verdict"])
