@@ -227,7 +227,7 @@ def test_a_failed_rendering_is_tried_again_and_keeps_the_last_book(
 
 
 def test_an_unknown_preset_is_refused(project, ran):
-    with pytest.raises(ValueError, match="no preset 'huge', but smoke, lite, paper"):
+    with pytest.raises(ValueError, match="no preset 'huge', but smoke, read, lite, paper"):
         book.build_book("huge")
     assert ran == []
 

@@ -127,13 +127,13 @@ def test_run_list_shows_the_parameters_and_runs_nothing(nuctut, project):
         (["run", "02"], "no one chapter '02', but 01_tiny"),
         (["run", "01", "-p", "sed=1"], "no parameter 'sed'"),
         (["run", "01", "-p", "seed=one"], "parameter seed: expected int, not 'one'"),
-        (["run", "01", "-p", "preset=huge"], "no preset 'huge', but smoke, lite, paper"),
+        (["run", "01", "-p", "preset=huge"], "no preset 'huge', but smoke, read, lite, paper"),
         (["run", "01", "-p", "seed"], "NAME=VALUE, not 'seed'"),
         (["run", "01", "-p", "seed=1", "-p", "seed=2"], "'seed' is given twice"),
         (["sweep", "01", "-g", "seed=1,x"], "parameter seed: expected int, not 'x'"),
         (["sweep", "01", "-g", "seed=1", "--scheduler", "ucx://x:1"], "not 'ucx://x:1'"),
         (["sweep", "01", "-g", "seed=1", "--tls-ca", "x"], "--tls-ca: no file x"),
-        (["book", "--preset", "huge"], "no preset 'huge', but smoke, lite, paper"),
+        (["book", "--preset", "huge"], "no preset 'huge', but smoke, read, lite, paper"),
     ],
 )
 def test_what_does_not_fit_is_one_line_that_says_what_exists(nuctut, project, arguments, told):

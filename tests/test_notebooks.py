@@ -142,7 +142,7 @@ def test_texts_and_values_become_the_parameters_type(project):
         ({"quick": "maybe"}, "parameter quick: expected bool"),
         ({"quick": 1}, "parameter quick: expected bool"),
         ({"preset": 3}, "parameter preset: expected str"),
-        ({"preset": "huge"}, "no preset 'huge', but smoke, lite, paper"),
+        ({"preset": "huge"}, "no preset 'huge', but smoke, read, lite, paper"),
         ({"rate": "nan"}, "parameter rate: expected a finite number, not nan"),
         ({"rate": float("inf")}, "parameter rate: expected a finite number, not inf"),
         ({"rate": "-1e999"}, "parameter rate: expected a finite number, not -inf"),
