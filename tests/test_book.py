@@ -1,6 +1,8 @@
 """The book runs what has changed and nothing else, and never loses a good page to a bad one."""
 
 import os
+import re
+import shutil
 import subprocess
 import threading
 from itertools import count
@@ -230,14 +232,49 @@ def test_an_unknown_preset_is_refused(project, ran):
     assert ran == []
 
 
+ROOT = Path(__file__).resolve().parents[1]
+SLIDER = "from ipywidgets import IntSlider\nIntSlider()"
+IDS = re.compile(r'\bid="([^"]+)"')
+# A script or a style that is not the book's own; a link that a reader may follow is.
+FROM_AFAR = re.compile(r"<(?:script|link|img)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
+WORDS = """\
+# Words
+
+A formula: $a^2$.
+
+```{exercise} One
+:label: one
+
+First.
+```
+
+```{exercise} Other
+:label: other
+
+Second.
+```
+"""
+
+
 @pytest.mark.slow
 def test_the_true_thing_runs_and_renders(project):
-    """Once without pretence: papermill, jupyter-book, warnings as errors."""
+    """Once without pretence: papermill, jupyter-book and the book's own settings, strictly."""
+    shutil.copy(ROOT / "_config.yml", project)
+    shutil.copy(ROOT / "book" / "references.bib", project / "book")
+    shutil.copytree(ROOT / "book" / "_static", project / "book" / "_static")
+    write(project / "book" / "words.md", WORDS)
+    write_chapter(project / "book" / "01_tiny.ipynb", "print(preset)", SLIDER)
     page = book.build_book("lite")
     assert "book/index.html" in page.read_text()
     chapter = (page.parent / "book" / "01_tiny.html").read_text()
     assert "lite" in chapter and "smoke" not in chapter
     assert "Parameters" not in chapter, "papermill's cell is not on the page"
+
+    words = (page.parent / "book" / "words.html").read_text()
+    assert len(set(IDS.findall(words))) == len(IDS.findall(words))
+    assert "tex-svg.js" in words and (page.parent / "_static" / "tex-svg.js").is_file()
+    for shown in page.parent.rglob("*.html"):
+        assert not FROM_AFAR.findall(shown.read_text()), f"{shown} needs a network"
 
     (project / "book" / "words.md").write_text("# Words\n\n[broken](nowhere.md)\n")
     before = {path: os.stat(path).st_mtime_ns for path in page.parent.rglob("*")}

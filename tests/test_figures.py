@@ -1,5 +1,7 @@
 """Figures: what they count on hand-drawn labels, and what ends up on the canvas."""
 
+from itertools import combinations
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.colors import to_rgb
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from nuctut import figures, metrics
 from nuctut.samples import Sample
@@ -212,6 +215,7 @@ GROUPS = pd.DataFrame(
     {"images": [5, 1], "pixel_iou": [0.9, 0.8], "f1_50": [0.7, 0.3]},
     index=["fluorescence", "stained"],
 )
+LESSON = np.array([[0, 1, 2, 255]], np.uint8)
 SAMPLES = [Sample("a", IMAGE, block((1, 4, 1, 4), (4, 8, 1, 4), (9, 11, 9, 11)))]
 EVERY_FIGURE = {
     "images": lambda: figures.images([IMAGE, PAIR, PAIR > 0], ["a", "b", "c"], source=SOURCE),
@@ -229,6 +233,7 @@ EVERY_FIGURE = {
     "scores_by_group": lambda: figures.scores_by_group(
         {"one": GROUPS, "other": GROUPS}, {"pixel_iou": "pixel IoU", "f1_50": "F1"}, source=SOURCE
     ),
+    "class_maps": lambda: figures.class_maps([LESSON, LESSON], ["a", "b"], source=SOURCE),
     "probability_map": lambda: figures.probability_map(np.full((3, 4, 4), 1 / 3), source=SOURCE),
     "loss_curves": lambda: figures.loss_curves(HISTORY, source=SOURCE),
     "data_comparison": lambda: figures.data_comparison(SAMPLES, SAMPLES, source=SOURCE),
@@ -258,6 +263,78 @@ def test_the_error_map_paints_its_categories_and_counts_them():
         np.testing.assert_allclose(shown[place], expected)
     assert (shown[1, 1] == 1).all(), "the true outline is white"
     assert (shown[6, 6] == 0).all(), "the background stays as it is"
+
+
+def test_split_nuclei_are_striped_and_merged_ones_crossed():
+    true = block((0, 12, 0, 40), (14, 22, 0, 20), (14, 22, 20, 40), shape=(24, 40))
+    thirds = (0, 12, 0, 13), (0, 12, 13, 27), (0, 12, 27, 40)
+    pred = block(*thirds, (14, 22, 0, 40), shape=(24, 40))
+    shown = picture(figures.error_map(np.zeros((24, 40)), true, pred, source=SOURCE))
+    white = (shown == 1).all(axis=2) & ~figures.outlines(true)
+    split, merged = white[1:11, 1:39], white[15:21, 1:19]
+    assert 0.1 < split.mean() < merged.mean() < 0.5
+    assert (split[1:, :-1] == split[:-1, 1:]).all(), "the stripes of the one rise"
+    assert not (merged[1:, :-1] == merged[:-1, 1:]).all()
+
+
+# Machado, Oliveira & Fernandes (2009), severity 1: what is left of linear red, green and blue.
+VISIONS = {
+    "all colours": np.eye(3),
+    "no green": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "no red": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+}
+
+
+def as_seen(colour: np.ndarray, vision: str) -> np.ndarray:
+    """An sRGB colour as somebody sees it, in L*a*b*."""
+    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    left = np.clip(np.asarray(VISIONS[vision]) @ linear, 0, 1)
+    return rgb2lab(np.where(left <= 0.0031308, 12.92 * left, 1.055 * left ** (1 / 2.4) - 0.055))
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_error_maps_can_be_read_without_red_or_green(vision):
+    """Over any grey, no two categories look alike, and none like a nucleus without paint."""
+    for grey in (0.0, 0.3, 0.6, 0.9):
+        paint = [np.array(to_rgb(colour)) for colour in figures.CATEGORY_COLOURS.values()]
+        seen = [as_seen(0.4 * grey + 0.6 * colour, vision) for colour in paint]
+        seen.append(as_seen(np.full(3, grey), vision))
+        assert min(deltaE_ciede2000(a, b) for a, b in combinations(seen, 2)) > 12
+
+
+@pytest.mark.parametrize("size, told, pixels", [(0.656, "10 µm", 10 / 0.656), (0.1, "2 µm", 20)])
+def test_a_scale_bar_is_as_long_as_it_says(size, told, pixels):
+    image = np.zeros((80, 120), np.uint8)
+    ax = figures.images([image], ["a"], source=SOURCE, pixel_size=size).axes[0]
+    assert ax.texts[0].get_text() == told
+    left, right = ax.lines[0].get_xdata()
+    assert right - left == pytest.approx(pixels) and right < 120
+    assert not figures.images([image], ["a"], source=SOURCE).axes[0].lines
+
+
+def test_class_maps_have_the_colours_of_their_legend():
+    fig = figures.class_maps([LESSON], ["a"], source=SOURCE)
+    assert legend(fig) == ["background", "nucleus", "separation", "ignored"]
+    expected = [to_rgb(patch.get_facecolor()) for patch in fig.legends[0].get_patches()]
+    np.testing.assert_allclose(picture(fig)[0], expected)
+
+
+def test_a_network_keeps_its_colour_and_no_other_line_takes_it():
+    alone = figures._colours(["U-Net, 16 to 192 feature maps"])
+    beside = figures._colours(["something", "ground truth", "u-net", "Mask R-CNN, ResNet-18"])
+    assert beside[2:] == [*alone, figures.NETWORK_COLOURS["maskrcnn"]]
+    assert figures._colours(["dl-ground-truth"]) == beside[1:2]
+    assert len(set(beside)) == 4
+    assert len(set(figures._colours(["u-net", "u-net, cut"]))) == 2
+    assert len(set(figures.NETWORK_COLOURS.values())) == len(figures.NETWORK_COLOURS)
 
 
 def test_the_overlay_draws_agreement_white_and_each_side_in_its_colour():

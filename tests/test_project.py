@@ -163,6 +163,9 @@ if "google.colab" in str(get_ipython()):
     %cd -q /content/nuctut/book"""
 
 
+LINKED = re.compile(r"^  (doi|url) +=", re.MULTILINE)
+
+
 def tags(cell: nbformat.NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
@@ -219,3 +222,24 @@ def test_every_code_cell_has_prose_before_it(chapter):
     story = shown[opening[0] if opening else 0 :]
     bare = [b.source for a, b in pairwise(story) if a.cell_type == b.cell_type == "code"]
     assert not bare
+
+
+def test_every_picture_has_a_caption_that_says_what_to_see(chapter):
+    """And stands alone in its cell: whatever else is shown there would be a figure, too."""
+    for cell in chapter.cells:
+        shown = cell.metadata.get("mystnb", {})
+        if "image" in shown:
+            assert shown["figure"]["caption"][-1] in ".?", cell.source
+            assert shown["figure"]["name"].startswith("fig-")
+            assert "say(" not in cell.source and "print(" not in cell.source
+
+
+def test_no_reader_sees_a_word_to_the_formatter(chapter):
+    assert not [cell.source for cell in chapter.cells if "fmt: skip" in cell.source]
+
+
+def test_references_can_be_followed():
+    """All but those of which we know no address that is sure to hold."""
+    entries = (ROOT / "book" / "references.bib").read_text().split("\n@")[1:]
+    bare = [one.partition("{")[2].partition(",")[0] for one in entries if not LINKED.search(one)]
+    assert set(bare) == {"matuszewski2021", "wangsong", "matuszewski2019"}

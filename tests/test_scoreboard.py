@@ -7,11 +7,14 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from made_records import COMMIT, FIT, record, rows
 
 from nuctut import files, records, scoreboard
+from nuctut.paths import project_root
 from nuctut.scoreboard import Claim, Published, PublishedScore, PublishedTime
 
+ADDRESS = yaml.safe_load((project_root() / "_config.yml").read_text())["repository"]["url"]
 BEST, OTHER = "dl-ground-truth", "dl-consensus"
 
 
@@ -828,8 +831,9 @@ def test_two_tables_of_a_page_do_not_share_their_tints():
     free, four = map(scoreboard.published, scoreboard.papers())
     pages = [scoreboard.show_claims(scoreboard.judge_claims(one, [])) for one in (free, four)]
     pages += [scoreboard.show_scores(scoreboard.compare_scores(one, [])) for one in (free, four)]
+    pages += [scoreboard.show_claims(scoreboard.judge_claims(free, []))]  # shown once more
     names = [re.search(r'<table id="([^"]+)"', page.to_html()).group(1) for page in pages]
-    assert len(set(names)) == 4
+    assert len(set(names)) == 5
 
 
 def test_pages_work_without_any_record():
@@ -872,12 +876,54 @@ def test_a_card_says_where_the_network_came_from():
     made = record(FOUR, fit=FIT)
     table = scoreboard.compare_scores(paper(), [made])
     card = scoreboard.record_cards([made], table)
-    assert f"trained at commit {FIT['git_commit']}, weights sha256 {FIT['weights_sha256']}" in card
+    commit = f'<a href="{ADDRESS}/commit/{FIT["git_commit"]}">{FIT["git_commit"]}</a>'
+    assert f"trained at commit {commit}, weights sha256 {FIT['weights_sha256']}" in card
     assert FIT["code"] in card and FIT["started"] in card and "code had changed" not in card
     old = record(FOUR, fit=FIT | {"accepted_old_code": True, "git_commit": None})
     card = scoreboard.record_cards([old], table)
     assert "trained at commit none" in card and "although the code had changed" in card
     assert "trained at" not in scoreboard.record_cards([record(FOUR)], table)
+
+
+def test_a_card_leads_to_its_file_and_its_commit_and_says_no_more_digits_than_help():
+    budget = {"seconds": 1357.6263486790012, "seconds_per_image": 0.08677188749223626}
+    made = record(FOUR, budget=budget, git_commit=f"{40 * '3'}-dirty")
+    card = scoreboard.record_cards([made], scoreboard.compare_scores(paper(), [made]))
+    file = scoreboard.file_of(made)
+    assert f'<a href="{ADDRESS}/blob/main/{file}">{file}</a>' in card
+    assert f'<a href="{ADDRESS}/commit/{40 * "3"}">{40 * "3"}</a>-dirty' in card
+    assert "<td>1,358</td>" in card and "<td>0.0868</td>" in card
+
+
+@pytest.mark.parametrize(
+    "variant, words",
+    [
+        ("u-net", "U-Net"),
+        ("u-net-cut", "U-Net, cut"),
+        ("u-net-on-training", "U-Net on training images"),
+        ("dl-consensus", "Network trained on the consensus"),
+        ("something-else", "something else"),
+    ],
+)
+def test_a_reader_sees_words_for_a_variant(variant, words):
+    assert scoreboard.in_words(variant) == words
+
+
+@pytest.mark.parametrize(
+    "value, shown",
+    [
+        (0.0625, "+0.062"),
+        (-0.2, "−0.200"),
+        (0.0, "0.000"),
+        (-1e-9, "0.000"),
+        (-0.0003, "−0.0003"),
+        (0.00004, "+0.00004"),
+        (0.0006, "+0.001"),
+        (math.nan, ""),
+    ],
+)
+def test_a_difference_is_never_shown_as_a_zero_with_a_sign(value, shown):
+    assert scoreboard._signed(value) == shown
 
 
 def test_a_malformed_leftover_is_passed_over_and_malformed_evidence_is_not(tmp_path, monkeypatch):

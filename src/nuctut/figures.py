@@ -6,7 +6,10 @@ call and a script keeps it with ``.savefig``. Two rules hold for all of them:
 * every title carries ``source``, which says what data the figure shows and whether they are
   real, a stand-in or simulated (``"BBBC039 test · real"``);
 * the paper is white and the colours are those of Okabe and Ito, which stay apart for readers
-  who are colour-blind. A white sheet reads the same on a light page and on a dark one.
+  who are colour-blind; what is painted over an image is told apart by lightness and stripes, too.
+  A white sheet reads the same on a light page and on a dark one.
+
+A network has one colour wherever in the book it is drawn, and so has a class of pixels.
 
 What is counted rather than drawn (:func:`classify_objects`, :func:`touching_pairs`,
 :func:`ranks`, :func:`outlines`) is a function of its own, and tested as such.
@@ -14,13 +17,16 @@ What is counted rather than drawn (:func:`classify_objects`, :func:`touching_pai
 
 from __future__ import annotations
 
+import math
+import re
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -29,24 +35,38 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from skimage.segmentation import find_boundaries
 
-from nuctut import metrics
+from nuctut import metrics, targets
 from nuctut.records import ERRORS
 from nuctut.samples import Sample
 
-# Okabe and Ito (2008), "Color Universal Design", without black.
+# Okabe and Ito (2008), "Color Universal Design".
+BLACK = "#000000"
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PINK = "#0072B2", "#D55E00", "#CC79A7"
 PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PINK, SKY, YELLOW)
 GREY = "#8C8C8C"
 
+# Split and merged are darker than Okabe and Ito's pink and green, which turn into one grey for
+# readers who do not see red or green, over a grey image even more so; and they are striped.
 CATEGORY_COLOURS = {
     "matched": SKY,
     "missed": VERMILLION,
     "false": YELLOW,
-    "split": PINK,
-    "merged": GREEN,
+    "split": "#7A0177",
+    "merged": "#0040FF",
 }
-CLASS_COLOURS = {"background": "#000000", "nucleus": SKY, "separation": ORANGE}
+CATEGORY_HATCHES = {"split": "////", "merged": "xxxx"}
+CLASS_COLOURS = {"background": BLACK, "nucleus": SKY, "separation": ORANGE, "ignored": GREY}
+# By what their names hold, in small letters without anything else; the first that fits counts.
+NETWORK_COLOURS = {
+    "groundtruth": BLUE,
+    "shapeintensity": ORANGE,
+    "consensus": GREEN,
+    "maskrcnn": SKY,  # may stand on a ResNet
+    "simplecnn": PINK,
+    "resnet": VERMILLION,
+    "unet": BLACK,
+}
 VERDICT_COLOURS = {
     "reproduced": GREEN,
     "higher": BLUE,
@@ -211,6 +231,7 @@ def images(
     source: str,
     title: str = "",
     columns: int = 3,
+    pixel_size: float | None = None,
 ) -> Figure:
     """Pictures side by side, all on their own grey scale.
 
@@ -221,12 +242,48 @@ def images(
         titles: one per panel.
         source: what data these are, real or simulated.
         columns: panels per row.
+        pixel_size: side of a pixel in µm, where it is known: the first panel gets a scale bar.
 
     Raises:
         ValueError: if there is not one title per panel.
     """
     _check_titles(panels, titles)
-    return _finish(_grid([_as_picture(panel) for panel in panels], titles, columns), title, source)
+    fig = _grid([_as_picture(panel) for panel in panels], titles, columns)
+    _add_scale_bar(fig, pixel_size)
+    return _finish(fig, title, source)
+
+
+@plt.rc_context(STYLE)
+def class_maps(
+    maps: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    source: str,
+    title: str = "",
+    columns: int = 3,
+    pixel_size: float | None = None,
+) -> Figure:
+    """What networks are taught, every class of pixel in its colour, with a legend.
+
+    Args:
+        maps: (H, W) arrays of classes, as :func:`nuctut.targets.three_classes` gives them.
+        titles: one per map.
+        source: what data these are, real or simulated.
+        columns: panels per row.
+        pixel_size: side of a pixel in µm, where it is known: the first map gets a scale bar.
+
+    Raises:
+        ValueError: if there is not one title per map.
+    """
+    _check_titles(maps, titles)
+    classes = (targets.BACKGROUND, targets.NUCLEUS, targets.SEPARATION, targets.IGNORE)
+    colours = np.zeros((max(classes) + 1, 3))
+    colours[list(classes)] = [to_rgb(colour) for colour in CLASS_COLOURS.values()]
+    fig = _grid([colours[one] for one in maps], titles, columns, legend=0.3)
+    handles = [Patch(color=colour, label=name) for name, colour in CLASS_COLOURS.items()]
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    _add_scale_bar(fig, pixel_size)
+    return _finish(fig, title, source)
 
 
 @plt.rc_context(STYLE)
@@ -239,6 +296,7 @@ def overlay(
     title: str = "",
     names: tuple[str, str] = ("truth", "prediction"),
     gamma: float = 0.6,
+    pixel_size: float | None = None,
 ) -> Figure:
     """Outlines of one or two sets of labels over the image, a coloured one turned grey.
 
@@ -251,6 +309,7 @@ def overlay(
         source: what data these are, real or simulated.
         names: of the two sets, for the legend.
         gamma: below 1 lifts dim nuclei out of a dark ground; a bright one stays as it is.
+        pixel_size: side of a pixel in µm, where it is known, for a scale bar.
     """
     ground = _ground(image, gamma)
     colours = (ORANGE, SKY) if ground.line == "white" else (VERMILLION, BLUE)
@@ -265,7 +324,7 @@ def overlay(
             Line2D([], [], color=colours[1], label=names[1]),
             Line2D([], [], color=ground.line, label="both"),
         ]
-    return _annotated(ground.picture, handles, title, source, ground.line)
+    return _annotated(ground.picture, handles, title, source, ground.line, pixel_size)
 
 
 @plt.rc_context(STYLE)
@@ -278,11 +337,12 @@ def error_map(
     title: str = "",
     iou: float = 0.5,
     gamma: float = 0.6,
+    pixel_size: float | None = None,
 ) -> Figure:
     """Every nucleus coloured by what became of it, with counts, over the image turned grey.
 
-    The categories are those of :func:`classify_objects`. The true outlines are white, or black on
-    a bright image.
+    The categories are those of :func:`classify_objects`; split nuclei are striped, merged ones
+    cross-hatched. The true outlines are white, or black on a bright image.
 
     Args:
         image: (H, W) or (H, W, 3).
@@ -290,11 +350,13 @@ def error_map(
         source: what data these are, real or simulated.
         iou: intersection over union from which a pair matches.
         gamma: below 1 lifts dim nuclei out of a dark ground; a bright one stays as it is.
+        pixel_size: side of a pixel in µm, where it is known, for a scale bar.
     """
     ground, counts = _painted(image, labels_true, labels_pred, iou, gamma)
-    handles = _categories({name: f"{name} {count}" for name, count in counts.items()})
+    told = {name: f"{name} {count}" for name, count in counts.items()}
+    handles = _categories(told, ground.line)
     handles.append(Line2D([], [], color=ground.line, label="true outline"))
-    return _annotated(ground.picture, handles, title, source, ground.line)
+    return _annotated(ground.picture, handles, title, source, ground.line, pixel_size)
 
 
 @plt.rc_context(STYLE)
@@ -307,6 +369,7 @@ def error_maps(
     columns: int = 2,
     iou: float = 0.5,
     gamma: float = 0.6,
+    pixel_size: float | None = None,
 ) -> Figure:
     """Several error maps with one legend; what was counted in each stands below its title.
 
@@ -319,6 +382,7 @@ def error_maps(
         source: what data these are, real or simulated.
         columns: panels per row.
         iou, gamma: as for :func:`error_map`.
+        pixel_size: side of a pixel in µm, where it is known: the first panel gets a scale bar.
 
     Raises:
         ValueError: if there is not one title per panel.
@@ -330,30 +394,35 @@ def error_maps(
         for name, (_, counts) in zip(titles, painted, strict=True)
     ]
     fig = _grid([ground.picture for ground, _ in painted], told, columns, legend=0.5)
-    handles = _categories({name: name for name in CATEGORY_COLOURS})
+    handles = _categories({name: name for name in CATEGORY_COLOURS}, "white")
     fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    _add_scale_bar(fig, pixel_size)
     return _finish(fig, title, source)
 
 
 @plt.rc_context(STYLE)
-def probability_map(probabilities: np.ndarray, *, source: str, title: str = "") -> Figure:
+def probability_map(
+    probabilities: np.ndarray, *, source: str, title: str = "", pixel_size: float | None = None
+) -> Figure:
     """A network's answer, its three class colours mixed by probability.
 
     Args:
         probabilities: (3, H, W), background, nucleus and separation, summing to 1.
+        source: what data these are, real or simulated.
+        pixel_size: side of a pixel in µm, where it is known, for a scale bar.
 
     Raises:
         ValueError: if there are not three classes.
     """
-    if np.ndim(probabilities) != 3 or len(probabilities) != len(CLASS_COLOURS):
+    colours = {name: colour for name, colour in CLASS_COLOURS.items() if name != "ignored"}
+    if np.ndim(probabilities) != 3 or len(probabilities) != len(colours):
         raise ValueError(
             f"probabilities has shape {np.shape(probabilities)}: expected (3, H, W), "
             "background, nucleus, separation"
         )
-    colours = np.array([to_rgb(colour) for colour in CLASS_COLOURS.values()])
-    picture = np.clip(np.einsum("chw,ck->hwk", probabilities, colours), 0, 1)
-    handles = [Patch(color=colour, label=name) for name, colour in CLASS_COLOURS.items()]
-    return _annotated(picture, handles, title, source)
+    mixed = np.einsum("chw,ck->hwk", probabilities, [to_rgb(one) for one in colours.values()])
+    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    return _annotated(np.clip(mixed, 0, 1), handles, title, source, "white", pixel_size)
 
 
 # --- curves, distributions, tables -------------------------------------------------------------
@@ -382,7 +451,7 @@ def loss_curves(
     with_rate = any("learning_rate" in table for table in tables.values())
     fig, axes = _figure(1 + with_rate, 1, height=3.2 + with_rate, sharex=True)
     loss = axes.flat[0]
-    for (name, table), colour in zip(tables.items(), PALETTE * 3, strict=False):
+    for (name, table), colour in zip(tables.items(), _colours(tables), strict=True):
         trained = table.dropna(subset=["train_loss"])
         validated = table.dropna(subset=["val_loss"])
         loss.plot(trained["step"], trained["train_loss"], color=colour, lw=0.8, alpha=0.6)
@@ -532,7 +601,7 @@ def scores_by_group(
     steps = np.linspace(-0.27, 0.27, len(tables)) if len(tables) > 1 else [0.0]
     for ax, (measure, shown) in zip(axes.flat, measures.items(), strict=True):
         for (name, table), step, colour, marker in zip(
-            tables.items(), steps, PALETTE * 3, "osD^vPX" * 3, strict=False
+            tables.items(), steps, _colours(tables), "osD^vPX" * 3, strict=False
         ):
             ax.plot(table[measure], places + step, marker, color=colour, ms=5, label=name)
         ax.set_xlabel(shown)
@@ -567,7 +636,7 @@ def rank_chart(
     fig, axes = _figure(1, 1, height=0.5 * len(scores) + 1.6)
     ax = axes.item()
     places = np.arange(scores.shape[1])
-    for name, colour in zip(scores.index, PALETTE * 3, strict=False):
+    for name, colour in zip(scores.index, _colours(scores.index), strict=True):
         line = heights.loc[name].to_numpy()
         ax.plot(places, line, color=colour, lw=2, zorder=1)
         ax.plot(places, line, "o", color=colour, ms=19, mfc="white", mew=1.5, zorder=2)
@@ -635,6 +704,15 @@ def _apart_when_tied(placed: pd.DataFrame) -> pd.DataFrame:
 # --- the parts they share ----------------------------------------------------------------------
 
 
+def _colours(names: Iterable[str]) -> list[str]:
+    """A colour for each name: its network's, where the book gives it one, or one that is left."""
+    letters = [re.sub("[^a-z]", "", name.lower()) for name in names]
+    known = NETWORK_COLOURS.items()
+    own = [next((colour for key, colour in known if key in one), None) for one in letters]
+    left = (colour for colour in PALETTE * 9 if colour not in own)
+    return [next(left) if one in (None, *own[:at]) else one for at, one in enumerate(own)]
+
+
 def _figure(rows: int, columns: int, *, height: float, **kwargs) -> tuple[Figure, np.ndarray]:
     """A white sheet of the book's width, closed at once so that a notebook shows it only once."""
     fig, axes = plt.subplots(
@@ -684,7 +762,12 @@ def _grid(
 
 
 def _annotated(
-    picture: np.ndarray, handles: list, title: str, source: str, line: str = "white"
+    picture: np.ndarray,
+    handles: list,
+    title: str,
+    source: str,
+    line: str,
+    pixel_size: float | None,
 ) -> Figure:
     """One large picture with its legend below, on black or white like the image it explains."""
     height, width = picture.shape[:2]
@@ -694,7 +777,26 @@ def _annotated(
     legend = fig.legend(handles=handles, loc="outside lower center", ncols=3, frameon=True,
                         framealpha=1, facecolor=sheet, labelcolor=line)  # fmt: skip
     legend.get_frame().set_edgecolor(sheet)
+    _add_scale_bar(fig, pixel_size)
     return _finish(fig, title, source)
+
+
+def _add_scale_bar(fig: Figure, pixel_size: float | None) -> None:
+    """A bar of a round number of µm in the first picture's corner, a fifth of its width at most."""
+    if pixel_size is None:
+        return
+    ax = fig.axes[0]
+    height, width = ax.images[0].get_array().shape[:2]
+    fifth = width * pixel_size / 5
+    power = 10 ** math.floor(math.log10(fifth))
+    length = max(step * power for step in (1, 2, 5) if step * power <= fifth)
+    right, bottom = 0.96 * width, 0.95 * height
+    edge = [patheffects.withStroke(linewidth=3.5, foreground="black")]
+    ends = [right - length / pixel_size, right]
+    ax.plot(ends, [bottom, bottom], "-", color="white", lw=2, solid_capstyle="butt",
+            path_effects=edge)  # fmt: skip
+    ax.annotate(f"{length:g} µm", (right, bottom), (0, 3), textcoords="offset points",
+                ha="right", va="bottom", color="white", fontsize=8, path_effects=edge)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -733,14 +835,25 @@ def _painted(
     """The image with every nucleus in its category's colour, and how many there are of each."""
     classes = classify_objects(labels_true, labels_pred, iou)
     ground = _ground(image, gamma)
-    picture = ground.picture
+    picture, grey = ground.picture, ground.picture.copy()
     # The later a category is painted the more it tells, so it covers the earlier ones.
     for category in ("matched", "false", "missed", "split", "merged"):
         where = _pixels_of(labels_true, classes.true, category)
         where |= _pixels_of(labels_pred, classes.pred, category)
-        picture[where] = 0.4 * picture[where] + 0.6 * np.asarray(to_rgb(CATEGORY_COLOURS[category]))
+        picture[where] = 0.4 * grey[where] + 0.6 * np.asarray(to_rgb(CATEGORY_COLOURS[category]))
+        picture[where & _stripes(picture.shape, category)] = to_rgb(ground.line)
     picture[outlines(labels_true)] = to_rgb(ground.line)
     return ground, classes.counts
+
+
+def _stripes(shape: tuple[int, ...], category: str) -> np.ndarray:
+    """Where a category's stripes would run in a picture of this shape, as in `CATEGORY_HATCHES`."""
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    apart = max(5, round(shape[1] / 80))  # so that a panel of any size shows them
+    rising = (rows + columns) % apart < apart // 5
+    falling = (rows - columns) % apart < apart // 5
+    none = np.zeros(shape[:2], bool)
+    return {"split": rising, "merged": rising | falling}.get(category, none)
 
 
 def _counted(counts: Mapping[str, int], letters: int) -> str:
@@ -749,9 +862,13 @@ def _counted(counts: Mapping[str, int], letters: int) -> str:
     return textwrap.fill(", ".join(seen), letters)
 
 
-def _categories(names: Mapping[str, str]) -> list[Patch]:
-    """A legend's patches for the categories, under these names."""
-    return [Patch(color=CATEGORY_COLOURS[category], label=name) for category, name in names.items()]
+def _categories(names: Mapping[str, str], line: str) -> list[Patch]:
+    """A legend's patches for the categories, under these names, with stripes of that colour."""
+    return [
+        Patch(facecolor=CATEGORY_COLOURS[category], edgecolor=line, linewidth=0, label=name,
+              hatch=CATEGORY_HATCHES.get(category))
+        for category, name in names.items()
+    ]  # fmt: skip
 
 
 def _as_picture(panel: np.ndarray) -> np.ndarray:

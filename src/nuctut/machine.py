@@ -55,7 +55,7 @@ def device_name(device: str = "cpu") -> str:
     if listing.is_file():
         model = re.search(r"^model name\s*:\s*(.+)$", listing.read_text(), re.MULTILINE)
         name = model[1].strip() if model else name
-    return f"{name}, {cores()} cores"
+    return f"{name}, {cores()} core{'s' * (cores() != 1)}"
 
 
 def precision_on(device: str, precision: str) -> str:

@@ -31,17 +31,20 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 import tomllib
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
+import yaml
 from pandas.io.formats.style import Styler
 from pydantic import AfterValidator, Field
 
@@ -786,16 +789,18 @@ def show_times(table: pd.DataFrame) -> Styler:
     return _styled(pd.DataFrame(shown), table, "times")
 
 
+_TABLES = count()
+
+
 def _styled(shown: pd.DataFrame, table: pd.DataFrame, name: str) -> Styler:
     """The words of the first column and of the verdict may wrap, all others stay on their lines."""
     tints = table["verdict"].map(
         lambda v: f"background-color: {VERDICT_TINTS[v]}; font-weight: 600"
     )
     first, *others = shown.columns.drop("Verdict")
-    # the tints go by the table's name, so a page may not show two tables of one name
-    digest = zlib.crc32(shown.to_csv().encode())
+    # the tints go by the table's name, so no two tables of a page may share one
     return (
-        Styler(shown, uuid=f"{name}-{digest:08x}", cell_ids=False)
+        Styler(shown, uuid=f"{name}-{next(_TABLES)}", cell_ids=False)
         .hide(axis="index")
         .set_caption(f"Measured: {html.escape(sources(table))}")
         .apply(lambda column: tints, subset=["Verdict"])
@@ -817,7 +822,13 @@ def _number(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:+.3f}".replace("-", MINUS)
+    """With a sign and three digits, or with as many as it takes to see that it is not zero."""
+    if math.isnan(value):
+        return ""
+    if abs(value) < 1e-5:
+        return "0.000"
+    digits = 3 if abs(value) >= 5e-4 else math.ceil(-math.log10(abs(value)))
+    return f"{value:+.{digits}f}".replace("-", MINUS)
 
 
 def _seconds(value: float) -> str:
@@ -863,7 +874,8 @@ def _links(files: str) -> str:
         name = Path(file).stem
         variant, preset, seed = name.split("--")
         target = f"scoreboard.html#{_anchor(file)}"  # other chapters show these tables too
-        link = f'<a href="{target}" aria-label="{name}" title="{name}">{seed}</a>'
+        title = html.escape(f"{in_words(variant)}, {preset}, seed {seed.removeprefix('s')}")
+        link = f'<a href="{target}" aria-label="{title}" title="{title}">{seed}</a>'
         lines[variant] = f"{lines.get(variant, preset)} {link}"
     return "<br>".join(lines.values())
 
@@ -885,38 +897,91 @@ def record_cards(records: Iterable[Record], *tables: pd.DataFrame) -> str:
 def _card(record: Record) -> str:
     training = record.data["training"]
     budget = {name: value for name, value in record.budget.items() if value is not None}
+    file = file_of(record)
     entries = {
-        "file": file_of(record),
-        "data": describe(record),
+        "file": _in_repository(file, f"blob/{_repository()['branch']}/{file}"),
+        "data": html.escape(describe(record)),
         "fingerprint": record.data["fingerprint"],
-        "trained on": f"{training['count']} images, {training['labels']}"
+        "trained on": html.escape(f"{training['count']} images, {training['labels']}")
         if training
         else "nothing",
         **_origin(record.fit),
         "preset": record.preset,
-        "seed": record.seed,
-        "git commit": record.git_commit or "none",
+        "seed": str(record.seed),
+        "git commit": _commit(record.git_commit),
         "created": record.created,
-        **{name.replace("_", " "): value for name, value in budget.items()},
-        "versions": ", ".join(f"{name} {v}" for name, v in record.versions.items() if v),
-        "parameters": ", ".join(f"{name} = {value}" for name, value in record.parameters.items()),
+        **{name.replace("_", " "): html.escape(_rounded(value)) for name, value in budget.items()},
+        "versions": _listed({name: v for name, v in record.versions.items() if v}, " "),
+        "parameters": _listed(record.parameters, " = "),
     }
     rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
-        for name, value in entries.items()
+        f"<tr><th>{html.escape(name)}</th><td>{shown}</td></tr>" for name, shown in entries.items()
     )
-    title = f"{record.variant} · {record.preset} · seed {record.seed}"
     return (
-        f"<details><summary>{html.escape(title)}</summary>"
-        f'<table class="dataframe" id="{_anchor(file_of(record))}">{rows}</table></details>'
+        f"<details><summary>{html.escape(title_of(record))}</summary>"
+        f'<table class="dataframe" id="{_anchor(file)}">{rows}</table></details>'
     )
+
+
+def title_of(record: Record) -> str:
+    """A record's name for a reader, such as "U-Net, lite, seed 1"."""
+    return f"{in_words(record.variant)}, {record.preset}, seed {record.seed}"
+
+
+def in_words(variant: str) -> str:
+    """A variant by the name that it has in its paper's table, such as "U-Net, cut" for "u-net-cut".
+
+    One of no paper is its own name, without hyphens.
+    """
+    rows = _rows_of_papers()
+    known = [name for name in rows if f"{variant}-".startswith(f"{name}-")]
+    if not known:
+        return variant.replace("-", " ")
+    longest = max(known, key=len)
+    rest = variant.removeprefix(longest).replace("-", " ").strip()
+    return rows[longest] + _prefixed_one(", ", rest)
+
+
+@cache
+def _rows_of_papers() -> Mapping[str, str]:
+    return {score.variant: score.row for name in papers() for score in published(name).scores}
+
+
+def _repository() -> Mapping[str, str]:
+    """The repository's address and branch, which stand in the book's settings."""
+    settings = (project_root() / "_config.yml").read_text(encoding="utf-8")
+    return yaml.safe_load(settings)["repository"]
+
+
+def _in_repository(text: str, place: str) -> str:
+    return f'<a href="{_repository()["url"]}/{html.escape(place)}">{html.escape(text)}</a>'
+
+
+def _commit(commit: str | None) -> str:
+    """What is said of a commit, or of several, with links to them."""
+    return re.sub(
+        "[0-9a-f]{40}",
+        lambda one: _in_repository(one[0], f"commit/{one[0]}"),
+        html.escape(commit or "none"),
+    )
+
+
+def _rounded(value: Any) -> str:
+    """Three digits of a measured number are enough to read; counts and words stay whole."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return value if isinstance(value, str) else f"{value:,}"
+
+
+def _listed(values: Mapping[str, Any], between: str) -> str:
+    return html.escape(", ".join(f"{name}{between}{value}" for name, value in values.items()))
 
 
 def _origin(fit: Mapping[str, Any] | None) -> dict[str, str]:
     """Where a record's network came from, as an entry of its card."""
     if fit is None:
         return {}
-    said = f"trained at commit {fit['git_commit'] or 'none'}"
+    said = f"trained at commit {_commit(fit['git_commit'])}"
     said += f", weights sha256 {fit['weights_sha256']}, code {fit['code']}"
     said += f", from {fit['started']} to {fit['ended']}"
     return {"network": said + ", taken although the code had changed" * fit["accepted_old_code"]}
