@@ -64,6 +64,7 @@ def whole_images() -> dict[str, bytes]:
         "packbits": tiff(byte, rowsperstrip=9, compression="packbits"),
         "jpeg": tiff(rgb, tile=(16, 16), compression="jpeg", photometric="rgb"),
         "jpeg 2000": tiff(byte, tile=(48, 48), compression="jpeg2000"),
+        "jpeg xl": tiff(grey, compression="jpegxl", compressionargs={"lossless": True}),
         "12 bits": tiff(grey, bitspersample=12, rowsperstrip=8),
         "one bit": tiff(grey > 2000),
         "real": tiff(real),

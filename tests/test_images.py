@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from nuctut.own_images import limits, pixel_sizes, spooled
+from nuctut.own_images import limits, pixel_sizes, spooled, tiffs
 from nuctut.own_images.images import opened
 from nuctut.own_images.spooled import DiskArray, Spooled, resampling, rescaled
 
@@ -507,6 +507,48 @@ def test_a_jpeg_in_a_tile_that_says_it_is_larger(tif, kind):
     np.testing.assert_allclose(read(path), pixels, atol=255 if kind == "jpeg" else 0)
     path.write_bytes(content)
     assert "in one piece (a JPEG)" in reason(path)
+
+
+ENCODED = {"shape": (48, 48), "dtype": np.uint8, "compression": "jpegxl"}
+ENCODED |= {"photometric": "minisblack", "rowsperstrip": 48}
+
+
+def encoded(file: tifffile.TiffFile) -> list[bytes]:
+    page = file.pages[0]
+    parts = zip(page.dataoffsets, page.databytecounts, strict=True)
+    return [part for part, _ in file.filehandle.read_segments(*zip(*parts, strict=True))]
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (32, 64), (300, 300), (600, 400), (9, 16), (3000, 2)])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_jpeg_xl(tif, shape, kind):
+    pixels = np.random.default_rng(0).integers(0, 200, shape).astype(kind)
+    path = tif(pixels, compression="jpegxl", compressionargs={"lossless": True})
+    with tifffile.TiffFile(path) as file:
+        strips = [tiffs._pixels_of_jpeg_xl(data) for data in encoded(file)]
+    assert sum(strips) == pixels.size
+    np.testing.assert_array_equal(read(path), pixels)
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_a_jpeg_xl_that_says_it_is_larger(tif, boxed):
+    huge = 60_000
+    bits = [(0, 1), (2, 2), (huge - 1, 18), (0, 3), (2, 2), (huge - 1, 18), (1, 1)]
+    header = place = 0
+    for value, size in bits:
+        header, place = header | value << place, place + size
+    stream = b"\xff\x0a" + header.to_bytes(16, "little")
+    if boxed:  # behind one that looks like it
+        decoy = b"free\xff\x0a\x7f@jxlc\xff\x0a\x7f@"
+        stream = (len(decoy) + 4).to_bytes(4, "big") + decoy + b"\0\0\0\0jxlc" + stream
+    path = tif(iter([stream]), **ENCODED)
+    assert "in one piece (a JPEG)" in reason(path)
+
+
+def test_an_animation_is_no_image(tif):
+    film = imagecodecs.jpegxl_encode(np.zeros((3, 48, 48), np.uint8), photometric="gray")
+    path = tif(iter([film]), **ENCODED)
+    assert "more than an image" in reason(path)
 
 
 def test_a_side_that_no_image_has_and_a_compression_that_says_nothing_of_size(tif):

@@ -34,6 +34,7 @@ SCANNERS = ("avs", "bif", "indica", "ndpi", "philips", "qpi", "scn", "svs")
 BOUNDED = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000}
 JPEG = {6, 7}
 JPEG_2000 = {33003, 33004, 33005, 34712}
+JPEG_XL = {50002, 52546}
 
 Place = tuple[int, int, int]  # (channel, top, left)
 
@@ -300,7 +301,7 @@ def _inverted(page: TiffPage) -> Callable[[np.ndarray], np.ndarray]:
 
 def _check_parts(page: TiffPage, size: int) -> None:
     """Raise Refused for strips or tiles that are missing, too large, or not to be bounded."""
-    known = BOUNDED | JPEG | JPEG_2000
+    known = BOUNDED | JPEG | JPEG_2000 | JPEG_XL
     if page.compression not in known:
         name = getattr(page.compression, "name", page.compression)
         raise Refused(f"is compressed as {name}, which is not read; save it with LZW or deflate.")
@@ -327,12 +328,14 @@ def _piece(page: TiffPage) -> int:
 def _check_stream(page: TiffPage, data: bytes) -> None:
     """Raise Refused for a JPEG that says of itself that it is too large, whatever its page says.
 
-    Its decoder takes as much memory as the JPEG asks for.
+    Its decoder takes as much memory as the JPEG asks for: of the newer kinds, 32 bits a value.
     """
     if page.compression in JPEG:
         check_piece(_values_of_jpeg(data) * page.dtype.itemsize, "a JPEG")
     elif page.compression in JPEG_2000:
-        check_piece(_values_of_jpeg_2000(data) * 4, "a JPEG")  # decoded with 32 bits
+        check_piece(_values_of_jpeg_2000(data) * 4, "a JPEG")
+    elif page.compression in JPEG_XL:
+        check_piece(_pixels_of_jpeg_xl(data) * max(page.samplesperpixel, 4) * 4, "a JPEG")
 
 
 def _values_of_jpeg(data: bytes) -> int:
@@ -353,3 +356,47 @@ def _values_of_jpeg_2000(data: bytes) -> int:
     if start < 0 or start + 42 > len(data):
         return 0
     return prod(struct.unpack(">II24xH", data[start + 8 : start + 42]))
+
+
+def _pixels_of_jpeg_xl(data: bytes) -> int:
+    """Height × width from the header of its codestream (ISO/IEC 18181-1, SizeHeader).
+
+    Raises:
+        Refused: For an animation or a preview, whose pixels are not counted in these.
+    """
+    header = int.from_bytes(_codestream_of_jpeg_xl(data)[2:18], "little")
+
+    def read(bits: int) -> int:
+        nonlocal header
+        value, header = header & ((1 << bits) - 1), header >> bits
+        return value
+
+    def side() -> int:
+        return 8 * (read(5) + 1) if small else 1 + read((9, 13, 18, 30)[read(2)])
+
+    small = read(1)
+    height, ratio = side(), read(3)
+    ratios = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+    width = height * ratios[ratio - 1][0] // ratios[ratio - 1][1] if ratio else side()
+    plain = read(1) or not read(1)  # all as usual, or without what is unusual in an image
+    if not plain:
+        raise Refused("has a JPEG XL that is more than an image; save it with LZW or deflate.")
+    return height * width
+
+
+def _codestream_of_jpeg_xl(data: bytes) -> bytes:
+    """Where it begins: at once, or in the first box that holds it; empty where there is none."""
+    if data[:2] == b"\xff\x0a":
+        return data
+    place = 0
+    while place + 8 <= len(data):
+        size, kind = struct.unpack(">I4s", data[place : place + 8])
+        start = place + 8
+        if size == 1:
+            size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
+        if kind in (b"jxlc", b"jxlp"):
+            return data[start + 4 * (kind == b"jxlp") :]
+        if size < start - place:  # 0: the rest of the file
+            break
+        place += size
+    return b""
