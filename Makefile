@@ -1,9 +1,9 @@
-# make book [PRESET=smoke|lite|paper]   the chapters run, the book rendered to _build/html
+# make book [PRESET=read|lite|paper]    the chapters run, the book rendered to _build/html
 # make test                             lint, tests, every chapter, the book with warnings as errors
 # make lab | bench | lock | clean       JupyterLab · speed against peers · remake the lock · tidy up
 
 PYTHON ?= python3
-PRESET ?= smoke
+PRESET ?= read
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,10 +39,13 @@ tests chapters: export OMP_NUM_THREADS = 1
 tests: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxschedchunk 1
 
-# Chapters that hold outputs are compared with them; all of them are run for the book.
+# Chapters that hold outputs are compared with them; those that train do so under smoke; and all of
+# them are run for the book as it is read.
 chapters: $(INSTALLED)
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg $(shell grep -l output_type book/*.ipynb)
-	$(BIN)/nuctut book --preset smoke
+	for chapter in $(patsubst book/%.ipynb,%,$(shell grep -l experiments.train book/*.ipynb)); do \
+		$(BIN)/nuctut run $$chapter -p preset=smoke || exit 1; done
+	$(BIN)/nuctut book
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

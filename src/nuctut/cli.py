@@ -416,7 +416,7 @@ def predict(
 
 @app.command()
 def book(
-    preset: Annotated[str, typer.Option(help="smoke, lite or paper.")] = "smoke",
+    preset: Annotated[str, typer.Option(help="read, smoke, lite or paper.")] = "read",
 ) -> None:
     """Run what has changed and render the book to _build/html."""
     from nuctut.running.book import build_book

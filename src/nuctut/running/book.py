@@ -25,7 +25,7 @@ import yaml
 from nuctut import datasets
 from nuctut.files import locked, replacing
 from nuctut.paths import excerpts_root, project_root, results_root, runs_root
-from nuctut.records import PRESETS
+from nuctut.records import NETWORKS, PRESETS
 from nuctut.running.notebooks import (
     chapters,
     check_values,
@@ -39,7 +39,7 @@ from nuctut.running.notebooks import (
 READS_ALL_RECORDS = ("scoreboard",)
 
 
-def build_book(preset: str = "smoke") -> Path:
+def build_book(preset: str = "read") -> Path:
     """Runs the chapters that need it, renders the book, and returns its first page.
 
     Of two processes that build the book at once, the second waits for the first.
@@ -128,6 +128,7 @@ def _inputs_key(notebook: Path, preset: str) -> str:
         *_file_digests(root, [notebook, root / "requirements.lock"]),
         *_file_digests(root, _files(root / "src", ".py", ".toml")),
         *_file_digests(root, _files(excerpts_root())),
+        *_file_digests(root, _files(results_root() / NETWORKS / notebook.stem)),
         *_data_listing(),
     )
 
