@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 import nuctut
 from nuctut import scoreboard
 from nuctut.records import read_all
+from nuctut.running import book, notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -232,6 +233,14 @@ def test_every_picture_has_a_caption_that_says_what_to_see(chapter):
             assert shown["figure"]["caption"][-1] in ".?", cell.source
             assert shown["figure"]["name"].startswith("fig-")
             assert "say(" not in cell.source and "print(" not in cell.source
+
+
+@pytest.mark.slow
+def test_what_a_chapter_says_of_its_run_is_so():
+    """As the book is read: with the networks that come with it, and the committed records."""
+    said = {name: notebooks.shown(path) for name, path in book.run_chapters("read").items()}
+    assert all(said[path.stem] for path in CHAPTERS if path.stem[0].isdigit())
+    assert not {name: [claim for claim, so in of if not so] for name, of in said.items()}
 
 
 def test_no_reader_sees_a_word_to_the_formatter(chapter):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -51,29 +52,51 @@ def build_book(preset: str = "read") -> Path:
         ValueError: For an unknown preset, or a chapter that is no notebook.
         RuntimeError: When a chapter fails or lacks a figure, or rendering gives a warning.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"There is no preset {preset!r}, but {', '.join(PRESETS)}.")
     root = project_root()
     built = root / "_build"
-    notebooks = chapters()
+    started = time.monotonic()
+    with _alone(built):
+        executed = _run(preset, built)
+        stage = _stage(root, executed, built / "stage")
+        page = _render_if_changed(stage, built)
+    _say(f"Done in {time.monotonic() - started:.0f} s. Open {page}")
+    return page
+
+
+def run_chapters(preset: str = "read") -> dict[str, Path]:
+    """The chapters as the book shows them, run where need be; returns the executed notebooks.
+
+    Raises:
+        ValueError, RuntimeError: See `build_book`.
+    """
+    built = project_root() / "_build"
+    with _alone(built):
+        return _run(preset, built)
+
+
+@contextmanager
+def _alone(built: Path) -> Iterator[None]:
+    """Hold the lock of the folder that is built in, after whoever has it."""
     built.mkdir(exist_ok=True)
     with locked(built, wait=False) as mine:
         if mine:
-            return _build(root, built, notebooks, preset)
+            yield
+            return
     _say(f"Another `nuctut book` is at work in {built}; this one waits for it (Ctrl-C ends that).")
     with locked(built):
-        return _build(root, built, notebooks, preset)
+        yield
 
 
-def _build(root: Path, built: Path, notebooks: dict[str, Path], preset: str) -> Path:
-    started = time.monotonic()
+def _run(preset: str, built: Path) -> dict[str, Path]:
+    """Run what has changed; returns the executed notebooks in the book's order."""
+    if preset not in PRESETS:
+        raise ValueError(f"There is no preset {preset!r}, but {', '.join(PRESETS)}.")
     _say(f"The book, from {preset} runs")
+    notebooks = chapters()
+    folder = built / "chapters" / preset
     for name in sorted(notebooks, key=lambda name: name in READS_ALL_RECORDS):
-        _run_if_changed(notebooks[name], preset, built / "chapters" / preset)
-    stage = _stage(root, notebooks, built / "chapters" / preset, built / "stage")
-    page = _render_if_changed(stage, built)
-    _say(f"Done in {time.monotonic() - started:.0f} s. Open {page}")
-    return page
+        _run_if_changed(notebooks[name], preset, folder)
+    return {name: folder / notebook.name for name, notebook in notebooks.items()}
 
 
 def _say(text: str) -> None:
@@ -173,7 +196,7 @@ def _data_listing() -> Iterator[str]:
 # --- rendering -----------------------------------------------------------------------------------
 
 
-def _stage(root: Path, notebooks: dict[str, Path], executed: Path, stage: Path) -> Path:
+def _stage(root: Path, executed: dict[str, Path], stage: Path) -> Path:
     """A copy of the book with the executed chapters in it; returns its folder."""
     shutil.rmtree(stage, ignore_errors=True)
     ignore = shutil.ignore_patterns(".*", "__pycache__", "*.ipynb")
@@ -183,9 +206,8 @@ def _stage(root: Path, notebooks: dict[str, Path], executed: Path, stage: Path) 
         copy = stage / record.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(record, copy)
-    for notebook in notebooks.values():
-        copy = stage / notebook.relative_to(root)
-        nbformat.write(_as_page(executed / notebook.name), copy)
+    for name, notebook in chapters().items():
+        nbformat.write(_as_page(executed[name]), stage / notebook.relative_to(root))
     shutil.copy(root / "_toc.yml", stage)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     config["execute"] |= {"execute_notebooks": "off"}
