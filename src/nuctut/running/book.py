@@ -26,7 +26,9 @@ from nuctut import datasets
 from nuctut.files import locked, replacing
 from nuctut.paths import excerpts_root, project_root, results_root, runs_root
 from nuctut.records import PRESETS
+from nuctut.running import plain
 from nuctut.running.notebooks import (
+    SAID,
     chapters,
     check_values,
     execute,
@@ -185,6 +187,7 @@ def _stage(root: Path, notebooks: dict[str, Path], executed: Path, stage: Path) 
     for notebook in notebooks.values():
         copy = stage / notebook.relative_to(root)
         nbformat.write(_as_page(executed / notebook.name), copy)
+    plain.write(stage / "notebooks")  # which the pages offer
     shutil.copy(root / "_toc.yml", stage)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     config["execute"] |= {"execute_notebooks": "off"}
@@ -196,7 +199,7 @@ def _as_page(path: Path) -> nbformat.NotebookNode:
     """An executed chapter with the values it ran with in its own `parameters` cell.
 
     Papermill puts them into a cell of its own, below the defaults; a page with both would be
-    misread.
+    misread. The lines of what was said are left out: the text has the values.
     """
     notebook = read_notebook(path)
     values = notebook.metadata.get("papermill", {}).get("parameters", {})
@@ -205,6 +208,9 @@ def _as_page(path: Path) -> nbformat.NotebookNode:
         tags = cell.metadata.get("tags", [])
         if "parameters" in tags:
             cell.source = write_values(cell.source, values)
+        if cell.cell_type == "code":
+            outputs = cell.outputs
+            cell.outputs = [one for one in outputs if one.get("metadata", {}).get("nuctut") != SAID]
         if "injected-parameters" not in tags:
             kept.append(cell)
     notebook.cells = kept
