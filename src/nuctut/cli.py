@@ -425,6 +425,15 @@ def book(
 
 
 @app.command()
+def notebooks() -> None:
+    """Write plain copies of the chapters to notebooks/, for Colab and for download."""
+    from nuctut.paths import project_root
+    from nuctut.running import plain
+
+    typer.echo(plain.write(project_root() / "notebooks"))
+
+
+@app.command()
 def networks(
     ship: Annotated[
         str, typer.Option(help="A finished fit to put among them, once its record is committed.")

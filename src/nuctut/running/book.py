@@ -27,7 +27,9 @@ from nuctut import datasets
 from nuctut.files import locked, replacing
 from nuctut.paths import excerpts_root, project_root, results_root, runs_root
 from nuctut.records import NETWORKS, PRESETS
+from nuctut.running import plain
 from nuctut.running.notebooks import (
+    SAID,
     chapters,
     check_values,
     execute,
@@ -208,6 +210,7 @@ def _stage(root: Path, executed: dict[str, Path], stage: Path) -> Path:
         shutil.copy(record, copy)
     for name, notebook in chapters().items():
         nbformat.write(_as_page(executed[name]), stage / notebook.relative_to(root))
+    plain.write(stage / "notebooks")  # which the pages offer
     shutil.copy(root / "_toc.yml", stage)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     config["execute"] |= {"execute_notebooks": "off"}
@@ -219,7 +222,7 @@ def _as_page(path: Path) -> nbformat.NotebookNode:
     """An executed chapter with the values it ran with in its own `parameters` cell.
 
     Papermill puts them into a cell of its own, below the defaults; a page with both would be
-    misread.
+    misread. The lines of what was said are left out: the text has the values.
     """
     notebook = read_notebook(path)
     values = notebook.metadata.get("papermill", {}).get("parameters", {})
@@ -228,6 +231,9 @@ def _as_page(path: Path) -> nbformat.NotebookNode:
         tags = cell.metadata.get("tags", [])
         if "parameters" in tags:
             cell.source = write_values(cell.source, values)
+        if cell.cell_type == "code":
+            outputs = cell.outputs
+            cell.outputs = [one for one in outputs if one.get("metadata", {}).get("nuctut") != SAID]
         if "injected-parameters" not in tags:
             kept.append(cell)
     notebook.cells = kept

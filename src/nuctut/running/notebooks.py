@@ -397,11 +397,81 @@ def run_key(values: Mapping[str, Value]) -> str:
 
 # --- what a chapter says in its text -------------------------------------------------------------
 
+SAID = "said"  # what an output is, in its metadata: a line that stands in the page's text
+QUOTED = re.compile(r"\{glue:text\}`([^`]+)`")
+_said: dict[str, object] = {}  # in this kernel, by name
+
 
 def say(**values: object) -> None:
-    """Give values names by which the text of a page can quote them, as in {glue:text}`name`."""
+    """Give values names by which the text can quote them, as in {glue:text}`name`, and show them.
+
+    The line that shows them is for those who run the chapter; the page leaves it out, since its
+    text has the values.
+    """
     from myst_nb import glue  # here, because only chapters need it
 
     for name, value in values.items():
         # A NumPy scalar would be quoted with its type around it.
-        glue(name, value.item() if isinstance(value, np.generic) else value, display=False)
+        _said[name] = value.item() if isinstance(value, np.generic) else value
+        glue(name, _said[name], display=False)
+    line = " · ".join(f"{name}: {_short(_said[name])}" for name in values)
+    _display({"text/plain": line}, SAID)
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def quote(text: str) -> None:
+    """Show Markdown with every {glue:text}`name:format` in it replaced by what was said last.
+
+    The plain copies of chapters show their text so: Colab knows nothing of such roles.
+
+    Raises:
+        LookupError: Naming the value, when nothing has been said under its name.
+    """
+    _display_markdown(QUOTED.sub(_quoted, text.strip()))
+
+
+def _quoted(role: re.Match) -> str:
+    name, *given = " ".join(role[1].split()).rsplit(":", 1)
+    if name not in _said:
+        raise LookupError(f"There is no value {name!r} yet: run the cells above first.")
+    return format(_said[name], *given) if given else str(_said[name])
+
+
+def shows(condition: bool | np.bool_, claim: str, numbers: str) -> None:
+    """Say whether this run shows what a text says of it.
+
+    Args:
+        condition: Whether it does.
+        claim: What is said, to be read after "that": "widening finds more nuclei".
+        numbers: The figures it rests on: "plain 266, widened 167".
+
+    Raises:
+        TypeError: When the condition is no truth value, but an array of them, a number, or else.
+    """
+    if not isinstance(condition, bool | np.bool_):
+        kind = type(condition).__name__
+        raise TypeError(f"shows: expected True or False as the condition, not a {kind}.")
+    said = f"In this run, {claim}" if condition else f"This run does **not** show that {claim}"
+    about = {"shows": bool(condition), "claim": claim}
+    _display_markdown(f"{said} ({numbers}).", about)
+
+
+def shown(notebook: nbformat.NotebookNode) -> list[tuple[str, bool]]:
+    """The claims that an executed notebook holds against its run, each with the outcome."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    about = [output.get("metadata", {}).get("nuctut") for output in outputs]
+    return [(one["claim"], one["shows"]) for one in about if isinstance(one, dict)]
+
+
+def _display_markdown(text: str, about: object = None) -> None:
+    _display({"text/markdown": text, "text/plain": text}, about)
+
+
+def _display(data: dict[str, str], about: object = None) -> None:
+    """Make an output, with what it is in its metadata."""
+    from IPython.display import display
+
+    display(data, raw=True, metadata={"nuctut": about} if about else {})
