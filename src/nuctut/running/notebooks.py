@@ -405,3 +405,17 @@ def say(**values: object) -> None:
     for name, value in values.items():
         # A NumPy scalar would be quoted with its type around it.
         glue(name, value.item() if isinstance(value, np.generic) else value, display=False)
+
+
+def shows(condition: bool, claim: str, numbers: str) -> None:
+    """Display whether this run shows what a claim says, with the numbers that it rests on.
+
+    Args:
+        condition: Whether it does.
+        claim: What it says, as "this run shows that" goes on.
+        numbers: What was measured.
+    """
+    from IPython.display import Markdown, display  # here, because only chapters need it
+
+    said = f"In this run, {claim}" if condition else f"This run does **not** show that {claim}"
+    display(Markdown(f"{said} ({numbers})."))
