@@ -1164,6 +1164,11 @@ def _in_repository(text: str, place: str) -> str:
     return f'<a href="{_repository()["url"]}/{html.escape(place)}">{html.escape(text)}</a>'
 
 
+def link_to_issues(text: str) -> str:
+    """A link in HTML to where readers tell what is wrong or missing."""
+    return _in_repository(text, "issues")
+
+
 def _commit(commit: str | None) -> str:
     """What is said of a commit, or of several, with links to them."""
     return re.sub(
