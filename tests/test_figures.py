@@ -1,5 +1,10 @@
 """Figures: what they count on hand-drawn labels, and what ends up on the canvas."""
 
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
 from itertools import combinations
 
 import matplotlib.pyplot as plt
@@ -10,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.colors import to_rgb
+from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from nuctut import figures, metrics
@@ -567,3 +573,101 @@ def test_what_else_varies_gets_a_line_of_its_own():
     words = swept(scale=["log", "linear"], score=[0.1, 0.2])
     fig = figures.sweep_chart(words, "scale", measure="F1", source=SOURCE)
     assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["linear", "log"]
+
+
+# --- the picture that answers to sliders -------------------------------------------------------
+
+SQUARES = block((2, 12, 2, 12), (2, 12, 24, 34), shape=(20, 50))
+MOVED = {step: np.roll(SQUARES, step, axis=1) for step in (0, 2, 5, 10)}
+IOUS = (0.3, 0.5, 0.75)
+
+
+def f1_and_overlap(labels_true, labels_pred, iou):
+    shared = ((labels_true > 0) & (labels_pred > 0)).sum() / (labels_true > 0).sum()
+    return {"F1 < all": metrics.match(labels_true, labels_pred, iou).f1, "shared": shared}
+
+
+@pytest.fixture(scope="module")
+def explored() -> str:
+    image = np.where(SQUARES > 0, 3000, 100).astype(np.uint16)
+    how = {"source": SOURCE, "parameter": "shift, px", "start": 5, "ious": IOUS}
+    return figures.explorer(image, SQUARES, MOVED, f1_and_overlap, **how)
+
+
+def embedded(page: str) -> dict:
+    return json.loads(re.search(r"<script type=.application/json.>(.*?)</script>", page)[1])
+
+
+def test_an_explorer_holds_every_state(explored):
+    """Squares of 10 pixels moved by s share (10 - s) columns, so their IoU is (10 - s)/(10 + s)."""
+    data = embedded(explored)
+    assert data["values"] == ["0", "2", "5", "10"] and data["ious"] == ["0.30", "0.50", "0.75"]
+    for of_step, step in zip(data["states"], MOVED, strict=True):
+        for state, iou in zip(of_step, IOUS, strict=True):
+            found = (10 - step) / (10 + step) >= iou and step < 10
+            assert state["true"] == state["pred"] == ("11" if found else "00")
+            assert state["scores"] == ["1.00" if found else "0.00", f"{(10 - step) / 10:.2f}"]
+            left = 0 if found else 2
+            assert state["said"].startswith(f"{2 - left} of 2 true nuclei")
+            assert f"; {left} of 2 predicted ones are false" in state["said"]
+
+
+def test_an_explorer_draws_nuclei_where_they_are(explored):
+    for shapes, labels in zip(embedded(explored)["shapes"], MOVED.values(), strict=True):
+        for shape, label in zip(shapes, (1, 2), strict=True):
+            x, y = np.array(re.findall(r"[-\d.]+", shape), float).reshape(-1, 2).T
+            rows, columns = np.nonzero(labels == label)
+            assert (y.min(), y.max()) == (rows.min(), rows.max() + 1)
+            assert (x.min(), x.max()) == (columns.min(), columns.max() + 1)
+
+
+def test_an_explorer_shows_its_first_state_where_nothing_moves(explored):
+    state = embedded(explored)["states"][2][0]
+    assert state["scores"] == ["1.00", "0.50"]
+    assert re.findall(r"</th><td>([\d.]+)</td>", explored) == state["scores"]
+    assert re.findall(r"width: (\d+%)\"></i>", explored) == ["100%", "50%"]
+    assert re.findall(r"<output>([^<]+)", explored) == ["5", "0.30"]
+    assert f'role="status">{state["said"]}<' in explored and "class=no" not in explored
+    (picture,) = re.findall(r"data:image/png;base64,([^\"]+)", explored)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+    assert ((pixels[..., 0] == 255) == (SQUARES > 0)).all()
+
+
+def test_what_is_missed_is_marked_from_the_start():
+    how = {"source": SOURCE, "parameter": "shift, px", "start": 10, "ious": (0.5,)}
+    page = figures.explorer(SQUARES, SQUARES, MOVED, f1_and_overlap, **how)
+    assert page.count("class=no") == 4  # both, true and predicted
+
+
+class Tags(HTMLParser):
+    """The tags of a page with their attributes, and the labels that are open around each."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs), self.open.count("label")))
+        if tag not in ("input", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs), self.open.count("label")))
+
+
+def test_an_explorer_can_be_used_from_the_keyboard_and_needs_nothing_else(explored):
+    page = Tags(explored)
+    sliders = [(attrs, labels) for tag, attrs, labels in page.found if tag == "input"]
+    assert [labels for _, labels in sliders] == [1, 1]
+    assert {attrs["type"] for attrs, _ in sliders} == {"range"}
+    assert [(a["min"], a["max"], a["value"]) for a, _ in sliders] == [
+        ("0", "3", "2"),
+        ("0", "2", "0"),
+    ]
+    assert page.open == []
+    assert "http" not in explored and "id=" not in explored
+    assert "F1 &lt; all" in explored

@@ -1,7 +1,8 @@
 """Every figure a chapter shows.
 
 Each function returns the matplotlib figure it drew, so that a cell shows it by ending on the
-call and a script keeps it with ``.savefig``. Two rules hold for all of them:
+call and a script keeps it with ``.savefig``; :func:`explorer`, which answers to sliders, returns
+HTML. Two rules hold for all of them:
 
 * every title carries ``source``, which says what data the figure shows and whether they are
   real, a stand-in or simulated (``"BBBC039 test · real"``);
@@ -17,11 +18,17 @@ What is counted rather than drawn (:func:`classify_objects`, :func:`touching_pai
 
 from __future__ import annotations
 
+import base64
+import html
+import io
+import json
 import math
 import re
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from string import Template
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,6 +40,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from PIL import Image
+from skimage.measure import find_contours
 from skimage.segmentation import find_boundaries
 
 from nuctut import metrics, targets
@@ -423,6 +432,192 @@ def probability_map(
     mixed = np.einsum("chw,ck->hwk", probabilities, [to_rgb(one) for one in colours.values()])
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
     return _annotated(np.clip(mixed, 0, 1), handles, title, source, "white", pixel_size)
+
+
+# --- a picture that answers to sliders ---------------------------------------------------------
+
+# No script has to run before a slider moves, so it works wherever HTML is shown and not cleaned.
+EXPLORER = Template("""\
+<div class="nuctut-explorer" oninput="$answer">
+<style>
+.nuctut-explorer { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; }
+.nuctut-explorer > * { flex: 1 1 16rem; margin: 0; min-width: 0; }
+.nuctut-explorer .whole { flex-basis: 100%; }
+.nuctut-explorer input { accent-color: $blue; display: block; width: 100%; }
+.nuctut-explorer svg { background: black; display: block; width: 100%; }
+.nuctut-explorer path { fill: $matched; fill-opacity: 0.55; fill-rule: evenodd; }
+.nuctut-explorer .no { fill: $false; }
+.nuctut-explorer .true path { fill: none; stroke: white; stroke-width: 0.8; }
+.nuctut-explorer .true .no { stroke: $missed; stroke-dasharray: 2 1; stroke-width: 1.2; }
+.nuctut-explorer th { text-align: left; }
+.nuctut-explorer td:last-child { width: 50%; }
+.nuctut-explorer i { background: $blue; display: block; height: 0.7em; }
+.nuctut-explorer b { border: 2px solid; display: inline-block; height: 1em; width: 1.6em;
+vertical-align: text-bottom; }
+</style>
+<label>$parameter: <output>$value</output>
+<input type="range" autocomplete="off" min="0" max="$last_value" value="$at" \
+aria-valuetext="$value"></label>
+<label>IoU from which a pair matches: <output>$iou</output>
+<input type="range" autocomplete="off" min="0" max="$last_iou" value="0" \
+aria-valuetext="$iou"></label>
+<div>
+<svg viewBox="0 0 $width $height" role="img" aria-label="True outlines over the prediction">
+<image href="data:image/png;base64,$picture" width="$width" height="$height" \
+style="image-rendering: pixelated"/>
+<g class="pred">$predicted</g><g class="true">$true</g>
+</svg>
+<small>Predicted: <b style="background: $matched; border-color: black"></b> matched,
+<b style="background: $false; border-color: black"></b> false.
+True outline: <b style="background: black; border-color: white"></b> matched,
+<b style="background: black; border: 2px dashed $missed"></b> missed. <br>$source</small>
+</div>
+<table><tbody>$rows</tbody></table>
+<p class="whole" role="status">$said</p>
+<script type="application/json">$data</script>
+</div>""")
+
+ANSWER = """
+const all = (what) => this.querySelectorAll(what);
+const data = JSON.parse(all('script')[0].textContent);
+const [at, from] = Array.from(all('input'), (input) => Number(input.value));
+const state = data.states[at][from];
+[data.values[at], data.ious[from]].forEach((text, n) => {
+  all('output')[n].textContent = text;
+  all('input')[n].setAttribute('aria-valuetext', text);
+});
+all('.pred path').forEach((path, n) => {
+  path.setAttribute('d', data.shapes[at][n] || '');
+  path.classList.toggle('no', state.pred[n] === '0');
+});
+all('.true path').forEach((path, n) => path.classList.toggle('no', state.true[n] === '0'));
+all('tr').forEach((row, n) => {
+  row.querySelector('td').textContent = state.scores[n];
+  row.querySelector('i').style.width = `${100 * state.scores[n] || 0}%`;
+});
+all('[role=status]')[0].textContent = state.said;
+"""
+
+
+def explorer(
+    image: np.ndarray,
+    labels_true: np.ndarray,
+    predictions: Mapping[float, np.ndarray],
+    scores: Callable[[np.ndarray, np.ndarray, float], Mapping[str, float]],
+    *,
+    source: str,
+    parameter: str,
+    start: float,
+    ious: Sequence[float] = metrics.IOU_THRESHOLDS,
+) -> str:
+    """A prediction and its scores under two sliders: what made it, and the IoU that counts.
+
+    All of it is computed here and embedded: it needs no network, and where nothing moves it shows
+    the state it starts in. A predicted nucleus is painted as matched or false, a true one outlined
+    as matched or, with dashes, as missed (:func:`nuctut.metrics.match`).
+
+    Args:
+        image: (H, W) or (H, W, 3).
+        labels_true: (H, W) integer labels.
+        predictions: (H, W) integer labels for each value of the first slider, in its order.
+        scores: of true and predicted labels at an IoU, by name, from 0 to 1.
+        source: what data these are, real or simulated.
+        parameter: what the values of the first slider are, such as "shift, px".
+        start: the value at which that slider starts. The other one starts at its first.
+        ious: values of the second slider, in its order.
+
+    Returns:
+        HTML, about 100 kB for a small scene.
+    """
+    values = list(predictions)
+    data = {
+        "values": [f"{value:g}" for value in values],
+        "ious": [f"{iou:.2f}" for iou in ious],
+        "shapes": [_shapes(labels) for labels in predictions.values()],
+        "states": [
+            [_state(labels_true, labels, iou, scores) for iou in ious]
+            for labels in predictions.values()
+        ],
+    }
+    at = values.index(start)
+    shapes, state = data["shapes"][at], data["states"][at][0]
+    places = max(map(len, data["shapes"]))
+    names = scores(labels_true, predictions[start], ious[0])
+    height, width = labels_true.shape
+    return EXPLORER.substitute(
+        answer=html.escape(ANSWER),
+        **{"blue": BLUE, **CATEGORY_COLOURS},
+        parameter=html.escape(parameter),
+        value=data["values"][at],
+        at=at,
+        last_value=len(values) - 1,
+        iou=data["ious"][0],
+        last_iou=len(ious) - 1,
+        width=width,
+        height=height,
+        picture=_png(_ground(image, gamma=0.6).picture),
+        predicted=_paths(shapes + [""] * (places - len(shapes)), state["pred"]),
+        true=_paths(_shapes(labels_true), state["true"]),
+        source=html.escape(source),
+        rows="".join(map(_bar, names, state["scores"])),
+        said=state["said"],
+        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+    )
+
+
+def _state(
+    labels_true: np.ndarray,
+    labels_pred: np.ndarray,
+    iou: float,
+    scores: Callable[[np.ndarray, np.ndarray, float], Mapping[str, float]],
+) -> dict[str, Any]:
+    """What an explorer shows of one prediction at one IoU; a nucleus is 1 where it is matched."""
+    table = metrics.overlap_table(labels_true, labels_pred)
+    good = table.matched_pairs(iou)
+    true = np.isin(np.arange(len(table.true_ids)), table.true_index[good])
+    pred = np.isin(np.arange(len(table.pred_ids)), table.pred_index[good])
+    return {
+        "true": "".join("01"[one] for one in true.astype(int)),
+        "pred": "".join("01"[one] for one in pred.astype(int)),
+        "scores": [f"{value:.2f}" for value in scores(labels_true, labels_pred, iou).values()],
+        "said": f"{true.sum()} of {len(true)} true nuclei are matched; "
+        f"{(~pred).sum()} of {len(pred)} predicted ones are false.",
+    }
+
+
+def _shapes(labels: np.ndarray) -> list[str]:
+    """The outline of every nucleus, in the order of the labels, as the `d` of an SVG path."""
+    shapes = []
+    for label in np.unique(labels[labels > 0]):
+        # with a rim around the image, at which outlines close
+        outlines = find_contours(np.pad(labels == label, 1).astype(float), 0.5)
+        lines = [[f"{x - 0.5:g} {y - 0.5:g}" for y, x in outline] for outline in outlines]
+        shapes.append("".join(f"M{'L'.join(line)}Z" for line in lines))
+    return shapes
+
+
+def _paths(shapes: Sequence[str], matched: str) -> str:
+    marks = matched.ljust(len(shapes), "1")
+    return "".join(
+        f'<path d="{shape}"{" class=no" * (mark == "0")}/>'
+        for shape, mark in zip(shapes, marks, strict=True)
+    )
+
+
+def _bar(name: str, score: str) -> str:
+    """A line of an explorer's table."""
+    width = f"{100 * float(score):.0f}%"
+    return (
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{score}</td>'
+        f'<td aria-hidden="true"><i style="width: {width}"></i></td></tr>'
+    )
+
+
+def _png(picture: np.ndarray) -> str:
+    """(H, W, 3) floats in 0 to 1 as a PNG in base64."""
+    file = io.BytesIO()
+    Image.fromarray(np.round(255 * picture).astype(np.uint8)).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 # --- curves, distributions, tables -------------------------------------------------------------

@@ -24,6 +24,9 @@ Intervals are those of `uncertainty`: fields of view are drawn anew, and the poo
 computed again from the drawn images' counts; the scatter of the seeds is added. With fewer than
 `ENOUGH_SEEDS` of a trained network a verdict is provisional, and says so. Whatever is compared is
 paired by the images' keys, so the order of rows in a file changes nothing.
+
+A goal is what this book set itself, and every seed is held against it: *met* by all of them,
+*partly met*, or *missed*.
 """
 
 from __future__ import annotations
@@ -125,6 +128,7 @@ class Claim:
 
     With `against`, another metric, by that much more than in it. With `floor`, a third variant,
     `better` need only be nearer to `worse` than to that, by `published_effect` above the middle.
+    A `headline` is among the few that a reader is told first.
     """
 
     __pydantic_config__ = STRICT
@@ -137,6 +141,7 @@ class Claim:
     against: Literal["", *METRICS] = ""
     floor: str = ""
     note: str = ""
+    headline: bool = False
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -145,8 +150,33 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What this book set itself: a score that a variant shall reach under a preset.
+
+    Or a time in seconds that it shall not exceed, on CPUs with so many `cores`: on other machines
+    nothing is asked of it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    variant: Text
+    preset: Literal[*PRESETS]
+    measure: Literal[*METRICS, "seconds_per_image"]
+    value: Annotated[float, Field(gt=0)]
+    cores: Count = 0
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether less is better."""
+        return self.measure in ERRORS or self.measure.startswith("seconds")
+
+
+@dataclass(frozen=True)
 class Published:
-    """What one paper printed: whose it is, what it was measured on, its numbers and claims."""
+    """What one paper printed: whose it is, what it was measured on, its numbers and claims.
+
+    And the goals of the chapter that rebuilds it.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -160,6 +190,7 @@ class Published:
     scores: tuple[PublishedScore, ...] = ()
     times: tuple[PublishedTime, ...] = ()
     claims: tuple[Claim, ...] = ()
+    goals: tuple[Goal, ...] = ()
 
     def measured_on(self, variant: str) -> tuple[str, int]:
         """The split, and the number of its images, that a variant's numbers are of."""
@@ -206,7 +237,7 @@ def read_published(path: Path) -> Published:
 
 
 def _check_published(paper: Published) -> Published:
-    """Metrics must be known, cells unique, values possible, effects what the tables give."""
+    """Cells must be unique, values possible, effects what the tables give."""
     values: dict[tuple[str, str], float] = {}
     printed: dict[tuple[str, str], float] = {}
 
@@ -240,6 +271,12 @@ def _check_published(paper: Published) -> Published:
                 f"claims.{index}.published_effect must be {effect:.3f}, as the tables give, "
                 f"not {claim.published_effect}."
             )
+    for index, goal in enumerate(paper.goals):
+        where = f"goals.{index}"
+        if not goal.is_limit and goal.value > 1:
+            raise ValueError(f"{where}.value must lie from 0 to 1, not {goal.value}.")
+        if goal.measure.startswith("seconds") is not (goal.cores > 0):
+            raise ValueError(f"{where}.cores must be said of a time, and of nothing else.")
     return paper
 
 
@@ -481,7 +518,7 @@ def judge_claims(paper: Published, records: Iterable[Record], by: str = "field")
         by: See `estimate`.
 
     Returns:
-        One line per claim: paper, text, note, metric, against, better, worse, floor,
+        One line per claim: paper, text, note, headline, metric, against, better, worse, floor,
         published_effect, measured_effect (mean over the seeds all sides have), low, high, p
         (corrected for all claims of the paper), verdict, reason and `PROVENANCE`.
     """
@@ -496,9 +533,10 @@ def judge_claims(paper: Published, records: Iterable[Record], by: str = "field")
         line["p"] = p
         if not math.isnan(p):
             line["verdict"] = claim_verdict(line["measured_effect"], p)
-    columns = ["paper", "text", "note", "metric", "against", "better", "worse", "floor"]
-    columns += ["published_effect", "measured_effect", "low", "high", "p", "verdict", "reason"]
-    return pd.DataFrame(lines, columns=[*columns, *PROVENANCE])
+    columns = ["paper", "text", "note", "headline", "metric", "against", "better", "worse"]
+    columns += ["floor", "published_effect", "measured_effect", "low", "high", "p"]
+    columns += ["verdict", "reason", *PROVENANCE]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def _sides(claim: Claim, paper: Published, records: list[Record]) -> list[list[Record]]:
@@ -547,6 +585,101 @@ def _judged(
     if reason:
         return line | _no_verdict("not comparable", reason)
     return line | {"p": found.p_value(), "reason": ""}
+
+
+def judge_goals(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
+    """Every goal of the paper's chapter beside what each seed came to.
+
+    Args:
+        paper: Whose chapter.
+        records: What was measured; what may not stand beside the paper's numbers does not count.
+
+    Returns:
+        One line per goal: variant, measure, cores, goal, by_seed (a value for every seed),
+        verdict ("met", "partly met", "missed" or "not yet run"), reason and `PROVENANCE`.
+    """
+    evidence = [record for record in records if not _obstacle(record, paper)]
+    lines = []
+    for goal in paper.goals:
+        fitting = [one for one in evidence if not goal.cores or _cores(one) == goal.cores]
+        chosen = _speaking_for(fitting, paper, goal.variant, goal.preset)
+        line = {"variant": goal.variant, "measure": goal.measure, "cores": goal.cores}
+        line |= {"goal": goal.value} | _reached(goal, chosen)
+        lines.append(line | _provenance(chosen))
+    columns = ["variant", "measure", "cores", "goal", "by_seed", "verdict", "reason"]
+    return pd.DataFrame(lines, columns=[*columns, *PROVENANCE])
+
+
+def _cores(record: Record) -> int:
+    """The cores of the CPU that a record was measured on; 0 of a GPU."""
+    found = re.search(r"(\d+) (?:cores?|threads?)$", record.budget["device"])
+    return int(found[1]) if found else 0
+
+
+def _reached(goal: Goal, chosen: Sequence[Record]) -> dict[str, Any]:
+    """What every seed came to, and whether that is what was asked for."""
+    values = {
+        record.seed: (record.budget if goal.cores else record.scores).get(goal.measure, math.nan)
+        for record in chosen
+    }
+    if not values:
+        where = f"{goal.preset}, {goal.cores} CPU cores" if goal.cores else goal.preset
+        return {"by_seed": values} | _no_verdict("not yet run", f"no record of {where}")
+    reached = [v <= goal.value if goal.is_limit else v >= goal.value for v in values.values()]
+    name = "met" if all(reached) else "partly met" if any(reached) else "missed"
+    return {"by_seed": values, "verdict": name, "reason": ""}
+
+
+def training_times(records: Iterable[Record]) -> pd.DataFrame:
+    """How long the networks of a chapter took to train, by preset, device and seed.
+
+    Of several records of one network, such as that on training images, the time counts once.
+
+    Returns:
+        One line per chapter, preset, device and seed that trained anything, from the records that
+        are evidence: these four, networks (how many) and seconds (of all of them).
+    """
+    times = [
+        {
+            "chapter": record.chapter,
+            "preset": record.preset,
+            "device": record.budget["device"],
+            "seed": record.seed,
+            "network": (record.fit or {}).get("weights_sha256", record.budget["seconds"]),
+            "seconds": record.budget["seconds"],
+        }
+        for record in records
+        if record.is_evidence and record.budget["updates"]
+    ]
+    columns = ["chapter", "preset", "device", "seed", "network", "seconds"]
+    table = pd.DataFrame(times, columns=columns).drop_duplicates(columns[:5])
+    grouped = table.groupby(columns[:4])["seconds"]
+    return grouped.agg(networks="count", seconds="sum").reset_index()
+
+
+def prediction_times(records: Iterable[Record]) -> pd.DataFrame:
+    """How long one image took, from pixels to labels, by method, preset and device.
+
+    Returns:
+        One line per chapter, variant, preset and device, from the records that are evidence: these
+        four, data, seeds (which) and seconds (mean over images and seeds).
+    """
+    times = [
+        {
+            "chapter": record.chapter,
+            "variant": record.variant,
+            "preset": record.preset,
+            "device": record.budget["device"],
+            "data": describe(record),
+            "seed": str(record.seed),
+            "seconds": record.budget["seconds_per_image"],
+        }
+        for record in records
+        if record.is_evidence and "seconds_per_image" in record.budget
+    ]
+    columns = ["chapter", "variant", "preset", "device", "data", "seed", "seconds"]
+    grouped = pd.DataFrame(times, columns=columns).groupby(columns[:5])
+    return grouped.agg(seeds=("seed", ", ".join), seconds=("seconds", "mean")).reset_index()
 
 
 def readings(cells: pd.DataFrame) -> pd.DataFrame:
@@ -679,6 +812,18 @@ def told(claim: Any) -> str:
     return f"{claim.verdict} ({effect}{_prefixed_one('; ', _share(claim))}; {rests_on(claim)})"
 
 
+def finding(claim: Any) -> str:
+    """A line of `judge_claims` as a sentence for a reader who knows nothing of the book yet."""
+    said = f"{claim.verdict.capitalize()}: {claim.text}"
+    if math.isnan(claim.measured_effect):
+        return f"{said}."
+    score = METRIC_NAMES[claim.metric] + _prefixed_one(", against ", _name(claim.against))
+    found = f"measured {_signed(claim.measured_effect)} in {score}"
+    found += f", 95 % interval {_signed(claim.low)} to {_signed(claim.high)}"
+    found += f"; published {_signed(claim.published_effect)}"
+    return f"{said} ({found}; {', '.join(filter(None, (claim.preset, claim.repeats)))})."
+
+
 def sources(table: pd.DataFrame) -> str:
     """What a table's measured numbers rest on, for a figure's title."""
     return ", ".join(dict.fromkeys(filter(None, table["data"]))) or "nothing yet"
@@ -692,9 +837,12 @@ DEPENDS = "depends on the reading"
 VERDICT_TINTS = {
     "reproduced": "rgba(0, 158, 115, 0.28)",
     "holds": "rgba(0, 158, 115, 0.28)",
+    "met": "rgba(0, 158, 115, 0.28)",
     "higher": "rgba(0, 114, 178, 0.30)",
     "lower": "rgba(213, 94, 0, 0.30)",
     "fails": "rgba(213, 94, 0, 0.30)",
+    "missed": "rgba(213, 94, 0, 0.30)",
+    "partly met": "rgba(230, 159, 0, 0.28)",
     "unclear": "rgba(230, 159, 0, 0.28)",
     "inconclusive": "rgba(230, 159, 0, 0.28)",
     DEPENDS: "rgba(230, 159, 0, 0.28)",
@@ -740,7 +888,11 @@ def _compared(
 
 
 def _names(metrics: pd.Series) -> pd.Series:
-    return metrics.map(lambda metric: METRIC_NAMES.get(metric, ""))
+    return metrics.map(_name)
+
+
+def _name(metric: str) -> str:
+    return METRIC_NAMES.get(metric, "")
 
 
 def _prefixed(prefix: str, texts: pd.Series) -> pd.Series:
@@ -787,6 +939,61 @@ def show_times(table: pd.DataFrame) -> Styler:
         "Records": table["files"].map(_links),
     }
     return _styled(pd.DataFrame(shown), table, "times")
+
+
+def show_findings(table: pd.DataFrame) -> str:
+    """The headlines among the claims as a list in HTML, one sentence each."""
+    lines = [
+        f"<li>{html.escape(finding(claim))} <small>{html.escape(claim.paper)}</small></li>"
+        for claim in table[table["headline"]].itertuples()
+    ]
+    return f"<ul>{''.join(lines)}</ul>"
+
+
+def show_goals(paper: Published, records: Iterable[Record]) -> Styler:
+    """`judge_goals` as a page shows it: what was asked, and what every seed came to."""
+    table = judge_goals(paper, records)
+    asked, on = [], []
+    for goal in paper.goals:
+        least = "at most" if goal.is_limit else "at least"
+        shown = f"{1000 * goal.value:g} ms" if goal.cores else f"{goal.value:g}"
+        asked.append(f"{METRIC_NAMES.get(goal.measure, 'one image')}: {least} {shown}")
+        cores = f"{goal.cores} CPU cores" if goal.cores else ""
+        on.append(", ".join(filter(None, (in_words(goal.variant), goal.preset, cores))))
+    measured = [
+        "<br>".join(
+            f"seed {seed}: {1000 * value:.1f} ms" if line.cores else f"seed {seed}: {value:.4f}"
+            for seed, value in line.by_seed.items()
+        )
+        for line in table.itertuples()
+    ]
+    shown = {
+        "Goal": _two_lines(pd.Series(asked, dtype=str), pd.Series(on, dtype=str)),
+        "Verdict": _verdicts(table),
+        "Measured": measured,
+        "Records": table["files"].map(_links),
+    }
+    return _styled(pd.DataFrame(shown), table, "goals")
+
+
+def show_training_times(table: pd.DataFrame) -> Styler:
+    """`training_times` as a page shows it."""
+    shown = table.assign(seconds=table["seconds"].map(_seconds))
+    return _listing(shown.rename(columns={"seconds": "training, all of them"}))
+
+
+def show_prediction_times(table: pd.DataFrame) -> Styler:
+    """`prediction_times` as a page shows it."""
+    shown = table.assign(
+        variant=table["variant"].map(in_words), seconds=table["seconds"].map(_seconds)
+    )
+    return _listing(shown.rename(columns={"variant": "method", "seconds": "one image"}))
+
+
+def _listing(table: pd.DataFrame) -> Styler:
+    """A table of words as a page shows it, without numbers for its lines."""
+    shown = table.rename(columns=str.capitalize).map(lambda cell: html.escape(str(cell)))
+    return Styler(shown).hide(axis="index").set_table_attributes('class="table dataframe"')
 
 
 _TABLES = count()
@@ -955,6 +1162,11 @@ def _repository() -> Mapping[str, str]:
 
 def _in_repository(text: str, place: str) -> str:
     return f'<a href="{_repository()["url"]}/{html.escape(place)}">{html.escape(text)}</a>'
+
+
+def link_to_issues(text: str) -> str:
+    """A link in HTML to where readers tell what is wrong or missing."""
+    return _in_repository(text, "issues")
 
 
 def _commit(commit: str | None) -> str:
