@@ -171,6 +171,27 @@ def test_pages_show_the_values_they_were_made_with(project, ran, rendered):
     assert 'preset: str = "smoke"  # how much to do' in source.cells[1].source
 
 
+def test_pages_leave_out_the_lines_of_what_was_said(project, ran, rendered, monkeypatch):
+    pretended = book.execute
+
+    def execute(notebook, values, output, *, verbose):
+        pretended(notebook, values, output, verbose=verbose)
+        node = nbformat.read(output, as_version=4)
+        for text, about in (("blobs: 7", notebooks.SAID), ("In this run", {"shows": True})):
+            metadata = {"nuctut": about}
+            data = {"text/plain": text}
+            shown = v4.new_output("display_data", data, metadata=metadata)
+            node.cells[-1].outputs.append(shown)
+        node.cells[-1].outputs.append(v4.new_output("stream", text="printed"))
+        nbformat.write(node, output)
+
+    monkeypatch.setattr(book, "execute", execute)
+    book.build_book()
+    staged = nbformat.read(rendered[0]["book/01_tiny.ipynb"], as_version=4)
+    claim, printed = staged.cells[-1].outputs
+    assert claim.data["text/plain"] == "In this run" and printed.text == "printed"
+
+
 def test_the_stage_holds_the_records_that_pages_link_to(project, ran, rendered):
     write(project / "results" / "01_tiny" / "a--lite--s0.json", "{}")
     book.build_book()
@@ -270,6 +291,10 @@ def test_the_true_thing_runs_and_renders(project):
     chapter = (page.parent / "book" / "01_tiny.html").read_text()
     assert "lite" in chapter and "smoke" not in chapter
     assert "Parameters" not in chapter, "papermill's cell is not on the page"
+    assert "/blob/main/notebooks/01_tiny.ipynb" in chapter, "Colab opens the plain copy"
+    assert "/blob/main/book/01_tiny.ipynb" not in chapter
+    assert 'href="../notebooks/01_tiny.ipynb"' in chapter and "_sources" not in chapter
+    assert (page.parent / "notebooks" / "01_tiny.ipynb").is_file()
 
     words = (page.parent / "book" / "words.html").read_text()
     assert len(set(IDS.findall(words))) == len(IDS.findall(words))

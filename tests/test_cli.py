@@ -55,6 +55,12 @@ def test_old_fits_are_accepted_where_that_is_said(nuctut, monkeypatch):
     assert cli.ACCEPT == experiments.ACCEPT
 
 
+def test_plain_copies_are_written_into_the_checkout(nuctut, project):
+    status, out, _ = nuctut("notebooks")
+    assert status == 0 and out.strip() == str(project / "notebooks")
+    assert [path.name for path in (project / "notebooks").iterdir()] == ["01_tiny.ipynb"]
+
+
 def test_data_list_says_what_is_here(nuctut):
     status, out, _ = nuctut("data", "list")
     assert status == 0

@@ -7,6 +7,7 @@ import time
 import warnings
 
 import nbformat
+import numpy as np
 import psutil
 import pytest
 from chapter_maker import write_chapter, write_project
@@ -401,3 +402,48 @@ def test_no_kernel_outlives_a_killed_run(project):
         run.kill()
         if is_alive(kernel):
             kernel.kill()
+
+
+# --- what a chapter says -------------------------------------------------------------------------
+
+SPOKEN = """\
+import numpy as np
+from nuctut.running.notebooks import quote, say, shows
+say(blobs=np.int64(7), score=0.123456, data="a set", **{"F1 at 0.5": np.float32(0.5)})"""
+QUOTING = """\
+quote('''
+**{glue:text}`blobs`** of {glue:text}`data:s`: {glue:text}`F1
+at 0.5:.2f`, {glue:text}`score`, `{x}`
+''')"""
+CHECKED = """\
+shows(np.float64(2) > 1, "two is more than one", "2 against 1")
+shows(1 > 2, "one is more than two", "1 against 2")"""
+
+
+def test_what_is_said_is_shown_and_can_be_quoted(project):
+    write_chapter(project / "book" / "01_tiny.ipynb", SPOKEN, QUOTING, CHECKED)
+    executed = nbformat.read(notebooks.run_chapter("01", verbose=False), as_version=4)
+    said, quoted, checked = (cell.outputs for cell in executed.cells[-3:])
+    (line,) = [one for one in said if "text/plain" in one.data]
+    assert line.data == {"text/plain": "blobs: 7 · score: 0.123 · data: a set · F1 at 0.5: 0.5"}
+    assert line.metadata == {"nuctut": notebooks.SAID}
+    glued = [one.metadata["scrapbook"]["name"] for one in said if "scrapbook" in one.metadata]
+    assert glued == ["blobs", "score", "data", "F1 at 0.5"]
+    assert quoted[0].data["text/markdown"] == "**7** of a set: 0.50, 0.123456, `{x}`"
+    assert [one.data["text/markdown"] for one in checked] == [
+        "In this run, two is more than one (2 against 1).",
+        "This run does **not** show that one is more than two (1 against 2).",
+    ]
+    told = [("two is more than one", True), ("one is more than two", False)]
+    assert notebooks.shown(executed) == told
+
+
+def test_what_was_not_said_cannot_be_quoted():
+    with pytest.raises(LookupError, match="no value 'nobody' yet: run the cells above first"):
+        notebooks.quote("{glue:text}`nobody:.2f`")
+
+
+@pytest.mark.parametrize("condition", [1, "True", None, np.array([True]), np.float64(1)])
+def test_what_a_run_shows_is_true_or_false(condition):
+    with pytest.raises(TypeError, match=f"True or False .* not a {type(condition).__name__}"):
+        notebooks.shows(condition, "claim", "numbers")
