@@ -902,7 +902,7 @@ def test_the_headlines_are_three_and_name_their_paper():
     page = scoreboard.show_findings(pd.concat(judgements, ignore_index=True))
     assert page.count("<li>") == 3
     assert "Wang &amp; Song" in page and "Matuszewski &amp; Ranefall" in page
-    assert page.count("Not yet run: ") == 3
+    assert page.count("<b>Not yet run:</b> ") == 3
 
 
 def test_a_tally_counts_what_is_there():

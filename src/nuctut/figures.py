@@ -449,7 +449,7 @@ EXPLORER = Template("""\
 .nuctut-explorer .no { fill: $false; }
 .nuctut-explorer .true path { fill: none; stroke: white; stroke-width: 0.8; }
 .nuctut-explorer .true .no { stroke: $missed; stroke-dasharray: 2 1; stroke-width: 1.2; }
-.nuctut-explorer th { text-align: left; }
+.nuctut-explorer th { text-align: left; white-space: nowrap; }
 .nuctut-explorer td:last-child { width: 50%; }
 .nuctut-explorer i { background: $blue; display: block; height: 0.7em; }
 .nuctut-explorer b { border: 2px solid; display: inline-block; height: 1em; width: 1.6em;

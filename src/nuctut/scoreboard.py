@@ -943,10 +943,11 @@ def show_times(table: pd.DataFrame) -> Styler:
 
 def show_findings(table: pd.DataFrame) -> str:
     """The headlines among the claims as a list in HTML, one sentence each."""
-    lines = [
-        f"<li>{html.escape(finding(claim))} <small>{html.escape(claim.paper)}</small></li>"
-        for claim in table[table["headline"]].itertuples()
-    ]
+    lines = []
+    for claim in table[table["headline"]].itertuples():
+        verdict, _, said = html.escape(finding(claim)).partition(":")
+        paper = html.escape(claim.paper)
+        lines.append(f"<li><b>{verdict}:</b>{said} <small>{paper}</small></li>")
     return f"<ul>{''.join(lines)}</ul>"
 
 
@@ -1011,7 +1012,8 @@ def _styled(shown: pd.DataFrame, table: pd.DataFrame, name: str) -> Styler:
         .hide(axis="index")
         .set_caption(f"Measured: {html.escape(sources(table))}")
         .apply(lambda column: tints, subset=["Verdict"])
-        .set_properties(subset=[first, "Verdict"], **{"text-align": "left", "min-width": "11em"})
+        .set_properties(subset=[first], **{"text-align": "left", "min-width": "14em"})
+        .set_properties(subset=["Verdict"], **{"text-align": "left", "min-width": "8em"})
         .set_properties(subset=others, **{"white-space": "nowrap"})
         # the theme lays out tables of the first class, and leaves those of the second their
         # transparent ground in dark mode
