@@ -125,6 +125,8 @@ def test_a_network_is_loaded_from_its_folder_alone(sets, runs):
     (folder,) = (runs / name for name in folders(runs))
     loaded = experiments.load(folder, "cpu")
     assert (loaded.variant, loaded.settings) == ("dl-ground-truth", SETTINGS)
+    learned_from = "bbbc039 training (simulated, 2 images)"
+    assert loaded.learned_from == made.learned_from == learned_from
     assert loaded.parameters == made.parameters and loaded.fit.updates == made.fit.updates
     image = sets["test"][0].image
     np.testing.assert_array_equal(loaded.labels(image), made.labels(image))

@@ -84,6 +84,7 @@ class Trained:
         fit: How it came to be.
         settings: Of its chapter.
         seed: Of the fit.
+        learned_from: In words, such as "bbbc039 training (real, 100 images)".
     """
 
     experiment: Experiment
@@ -92,6 +93,7 @@ class Trained:
     fit: fits.FitResult
     settings: Settings
     seed: int = 0
+    learned_from: str = ""
 
     @property
     def channels(self) -> int:
@@ -189,7 +191,8 @@ def train(
         options = {"code": current_code(experiment, variant), "progress": progress}
         loss = experiment.loss(variant, settings)
         fit = training.fit(model, loss, *fed, folder, how, **options)
-    return Trained(experiment, variant, ready(model, device), fit, settings, seed)
+    learned_from = sets[0].describe()
+    return Trained(experiment, variant, ready(model, device), fit, settings, seed, learned_from)
 
 
 def accepts_old_fits() -> bool:
@@ -256,7 +259,9 @@ def load(folder: Path | str, device: str = "auto") -> Trained:
     fit = fits.finished(model, folder)
     if fit is None:
         raise ValueError(f"{folder} is not finished: run its chapter again, and it goes on.")
-    return Trained(experiment, made.variant, ready(model, device), fit, settings, made.seed)
+    learned_from = "{name} training ({source}, {images} images)".format(**made.data)
+    how = {"seed": made.seed, "learned_from": learned_from}
+    return Trained(experiment, made.variant, ready(model, device), fit, settings, **how)
 
 
 def experiment_of(made: fits.Description, folder: Path) -> Experiment:
