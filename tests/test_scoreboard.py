@@ -882,7 +882,14 @@ def test_the_time_of_an_image_is_the_mean_of_the_seeds_on_one_device():
         ["tower", "0", 0.2],
     ]
     page = scoreboard.show_prediction_times(table).to_html()
-    assert ">375 ms</td>" in page and ">Network trained on hand-drawn labels</td>" in page
+    assert ">375 ms</td>" in page and ">Network trained on hand-drawn labels<br>" in page
+    assert "abacus, bbbc039 test (real, 4 images)" in page
+
+
+def test_times_can_be_shown_before_anything_ran():
+    nothing = scoreboard.training_times([]), scoreboard.prediction_times([])
+    assert "Networks</th>" in scoreboard.show_training_times(nothing[0]).to_html()
+    assert "One image</th>" in scoreboard.show_prediction_times(nothing[1]).to_html()
 
 
 def test_a_finding_can_be_read_alone():

@@ -979,22 +979,30 @@ def show_goals(paper: Published, records: Iterable[Record]) -> Styler:
 
 def show_training_times(table: pd.DataFrame) -> Styler:
     """`training_times` as a page shows it."""
-    shown = table.assign(seconds=table["seconds"].map(_seconds))
-    return _listing(shown.rename(columns={"seconds": "training, all of them"}))
+    shown = {
+        "Chapter": _two_lines(table["chapter"], table["preset"] + ", " + table["device"]),
+        "Seed": table["seed"],
+        "Networks": table["networks"],
+        "Training": table["seconds"].map(_seconds),
+    }
+    return _listing(shown)
 
 
 def show_prediction_times(table: pd.DataFrame) -> Styler:
     """`prediction_times` as a page shows it."""
-    shown = table.assign(
-        variant=table["variant"].map(in_words), seconds=table["seconds"].map(_seconds)
-    )
-    return _listing(shown.rename(columns={"variant": "method", "seconds": "one image"}))
+    what = table["chapter"].str.cat(table[["preset", "device", "data"]], sep=", ")
+    shown = {
+        "Method": _two_lines(table["variant"].map(in_words), what),
+        "Seeds": table["seeds"],
+        "One image": table["seconds"].map(_seconds),
+    }
+    return _listing(shown)
 
 
-def _listing(table: pd.DataFrame) -> Styler:
-    """A table of words as a page shows it, without numbers for its lines."""
-    shown = table.rename(columns=str.capitalize).map(lambda cell: html.escape(str(cell)))
-    return Styler(shown).hide(axis="index").set_table_attributes('class="table dataframe"')
+def _listing(columns: Mapping[str, pd.Series]) -> Styler:
+    """A table without verdicts as a page shows it."""
+    table = Styler(pd.DataFrame(columns), cell_ids=False).hide(axis="index")
+    return table.set_table_attributes('class="table dataframe"')
 
 
 _TABLES = count()
