@@ -119,6 +119,8 @@ REFUSED = {
     "{ref}`nowhere`": "nowhere, which is no label",
     "{glue:text}`other.ipynb::x`": "value of another page",
     "```{solution-start} ex\n```\n\n{glue:text}`x`\n\n```{solution-end}\n```": "quotes",
+    "```{solution-start} ex\n```\n\nSo.": "{solution-start} lacks",
+    "```{solution-end}\n```\n\nSo.": "{solution-end} lacks",
 }
 
 

@@ -248,6 +248,8 @@ def _with_solutions(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """The pieces, those between a solution's ends made one."""
     solution: list[str] | None = None
     for kind, text, source_id in pieces:
+        if kind.startswith("solution-") and (kind == "solution-end") == (solution is None):
+            raise ValueError(f"a {{{kind}}} lacks its counterpart.")
         if kind == "solution-start":
             solution = []
         elif kind == "solution-end":
@@ -261,6 +263,8 @@ def _with_solutions(pieces: Iterator[Piece]) -> Iterator[Piece]:
             solution.append(f"```python\n{text}\n```")
         elif kind == "prose":
             solution.append(text)
+    if solution is not None:
+        raise ValueError("a {solution-start} lacks its counterpart.")
 
 
 def _metadata(cell: NotebookNode) -> dict:
