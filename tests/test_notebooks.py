@@ -177,7 +177,7 @@ shift: int = 2  # where to"""
         ({"epochs": -3}, "epochs: expected 0 to .*, not -3"),
         ({"images": "-1"}, "images: expected 0 to .*, not -1"),
         ({"device": "cuda"}, "device: expected one of auto, cpu, gpu, not 'cuda'"),
-        ({"data": "fake"}, "data: expected one of .*real, simulated.*preset, not 'fake'"),
+        ({"data": "fake"}, "data: expected one of .*excerpt, simulated.*preset, not 'fake'"),
         ({"teachers": "consensus,nobody"}, "teachers: expected some of .*consensus.*not 'nobody'"),
         ({"networks": "u-net,"}, "networks: expected some of simple-cnn, .*not ''"),
         ({"configuration": ""}, "configuration: expected one of shape/intensity, .*not ''"),
