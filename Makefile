@@ -1,9 +1,9 @@
-# make book [PRESET=read|lite|paper]    the chapters run, the book rendered to _build/html
+# make book [PRESET=lite|paper]         the chapters run, the book rendered to _build/html
 # make test                             lint, tests, every chapter, the book with warnings as errors
 # make lab | bench | lock | clean       JupyterLab · speed against peers · remake the lock · tidy up
 
 PYTHON ?= python3
-PRESET ?= read
+PRESET ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +28,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 book: $(INSTALLED)
-	@$(BIN)/nuctut book --preset $(PRESET)
+	@$(BIN)/nuctut book $(if $(PRESET),--preset $(PRESET))
 
 test: lint
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line tests chapters
@@ -39,11 +39,11 @@ tests chapters: export OMP_NUM_THREADS = 1
 tests: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxschedchunk 1
 
-# Chapters that hold outputs are compared with them; those that train do so under smoke; and all of
-# them are run for the book as it is read.
+# Chapters that hold outputs are compared with them; those that train nothing as they stand do so under
+# smoke; and all of them are run for the book.
 chapters: $(INSTALLED)
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg $(shell grep -l output_type book/*.ipynb)
-	for chapter in $(patsubst book/%.ipynb,%,$(shell grep -l experiments.train book/*.ipynb)); do \
+	for chapter in $(patsubst book/%.ipynb,%,$(shell grep -l 'preset: str = ."read' book/*.ipynb)); do \
 		$(BIN)/nuctut run $$chapter -p preset=smoke || exit 1; done
 	$(BIN)/nuctut book
 

@@ -128,7 +128,7 @@ def test_each_preset_keeps_its_runs(project, ran, rendered):
     book.build_book()
     book.build_book("lite")
     assert len(ran) == 6
-    book.build_book("read")
+    book.build_book()
     assert len(ran) == 6 and len(rendered) == 3
 
 
@@ -313,7 +313,7 @@ def test_what_failed_is_kept_to_be_looked_at(project):
     write_chapter(project / "book" / "01_tiny.ipynb", "raise OSError('disk on fire')")
     with pytest.raises(RuntimeError, match=r"cell \[3\]: OSError: disk on fire"):
         book.build_book()
-    kept = project / "_build" / "chapters" / "read" / "01_tiny.failed.ipynb"
+    kept = project / "_build" / "chapters" / "as-it-stands" / "01_tiny.failed.ipynb"
     assert "disk on fire" in kept.read_text()
     assert notebooks.chapters()["01_tiny"].is_file()
 
@@ -355,7 +355,7 @@ def test_a_chapter_that_was_not_looked_at_is_not_unchanged(project, ran, rendere
     monkeypatch.setattr(book, "_check_figures", stops)
     with pytest.raises(KeyboardInterrupt):
         book.build_book()
-    chapters = project / "_build" / "chapters" / "read"
+    chapters = project / "_build" / "chapters" / "as-it-stands"
     assert (chapters / "02_small.key").exists() and not (chapters / "01_tiny.key").exists()
 
 

@@ -238,9 +238,12 @@ def test_every_picture_has_a_caption_that_says_what_to_see(chapter):
 @pytest.mark.slow
 def test_what_a_chapter_says_of_its_run_is_so():
     """As the book is read: with the networks that come with it, and the committed records."""
-    executed = book.run_chapters("read")
-    said = {name: notebooks.shown(notebooks.read_notebook(one)) for name, one in executed.items()}
-    assert all(said[path.stem] for path in CHAPTERS if path.stem[0].isdigit())
+    said = {}
+    for name, path in book.run_chapters().items():
+        executed = notebooks.read_notebook(path)
+        if any('preset: str = "read"' in cell.source for cell in executed.cells):
+            said[name] = notebooks.shown(executed)
+    assert said and all(said.values())
     assert not {name: [claim for claim, so in of if not so] for name, of in said.items()}
 
 

@@ -416,12 +416,14 @@ def predict(
 
 @app.command()
 def book(
-    preset: Annotated[str, typer.Option(help="read, smoke, lite or paper.")] = "read",
+    preset: Annotated[
+        str, typer.Option(help="read, smoke, lite or paper; by default each chapter's own.")
+    ] = "",
 ) -> None:
     """Run what has changed and render the book to _build/html."""
     from nuctut.running.book import build_book
 
-    build_book(preset)
+    build_book(preset or None)
 
 
 @app.command()

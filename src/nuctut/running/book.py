@@ -1,6 +1,6 @@
 """Build the book: run what has changed, render the pages, replace the old ones.
 
-The chapters are run into `_build/chapters/<preset>/`. Each executed chapter lies beside a key: a
+The chapters are run into `_build/chapters/`, by preset. Each executed chapter lies beside a key: a
 digest of all it depends on. While the key is the same, the chapter is not run again. The pages are
 rendered from a copy in `_build/stage/`, and take the place of the old ones only once they are
 whole, so a failure leaves the last good book as it was.
@@ -35,6 +35,7 @@ from nuctut.running.notebooks import (
     execute,
     read_notebook,
     read_parameters,
+    run_key,
     write_values,
 )
 
@@ -42,13 +43,13 @@ from nuctut.running.notebooks import (
 READS_ALL_RECORDS = ("scoreboard",)
 
 
-def build_book(preset: str = "read") -> Path:
+def build_book(preset: str | None = None) -> Path:
     """Runs the chapters that need it, renders the book, and returns its first page.
 
     Of two processes that build the book at once, the second waits for the first.
 
     Args:
-        preset: What the chapters run under; those without the parameter run as they are.
+        preset: What the chapters run under; None, or without the parameter, as they stand.
 
     Raises:
         ValueError: For an unknown preset, or a chapter that is no notebook.
@@ -65,7 +66,7 @@ def build_book(preset: str = "read") -> Path:
     return page
 
 
-def run_chapters(preset: str = "read") -> dict[str, Path]:
+def run_chapters(preset: str | None = None) -> dict[str, Path]:
     """The chapters as the book shows them, run where need be; returns the executed notebooks.
 
     Raises:
@@ -89,13 +90,13 @@ def _alone(built: Path) -> Iterator[None]:
         yield
 
 
-def _run(preset: str, built: Path) -> dict[str, Path]:
+def _run(preset: str | None, built: Path) -> dict[str, Path]:
     """Run what has changed; returns the executed notebooks in the book's order."""
-    if preset not in PRESETS:
+    if preset not in (None, *PRESETS):
         raise ValueError(f"There is no preset {preset!r}, but {', '.join(PRESETS)}.")
-    _say(f"The book, from {preset} runs")
+    _say(f"The book, from {preset} runs" if preset else "The book, from chapters as they stand")
     notebooks = chapters()
-    folder = built / "chapters" / preset
+    folder = built / "chapters" / (preset or run_key({}))
     for name in sorted(notebooks, key=lambda name: name in READS_ALL_RECORDS):
         _run_if_changed(notebooks[name], preset, folder)
     return {name: folder / notebook.name for name, notebook in notebooks.items()}
@@ -108,7 +109,7 @@ def _say(text: str) -> None:
 # --- running what has changed --------------------------------------------------------------------
 
 
-def _run_if_changed(notebook: Path, preset: str, folder: Path) -> None:
+def _run_if_changed(notebook: Path, preset: str | None, folder: Path) -> None:
     output = folder / notebook.name
     key_file = output.with_suffix(".key")
     inputs, records = _inputs_key(notebook, preset), _records_key(notebook)
@@ -116,7 +117,7 @@ def _run_if_changed(notebook: Path, preset: str, folder: Path) -> None:
         _say(f"  {notebook.stem}: unchanged")
         return
     _say(f"  {notebook.stem}: running")
-    values = {"preset": preset} if "preset" in read_parameters(notebook) else {}
+    values = {"preset": preset} if preset and "preset" in read_parameters(notebook) else {}
     started = time.monotonic()
     key_file.unlink(missing_ok=True)
     execute(notebook, check_values(notebook, values), output, verbose=False)
@@ -144,11 +145,11 @@ def _check_figures(executed: Path) -> None:
             )
 
 
-def _inputs_key(notebook: Path, preset: str) -> str:
+def _inputs_key(notebook: Path, preset: str | None) -> str:
     """A digest of all that an executed chapter depends on and does not write itself."""
     root = project_root()
     return _digest(
-        preset,
+        preset or "",
         platform.python_version(),
         *_file_digests(root, [notebook, root / "requirements.lock"]),
         *_file_digests(root, _files(root / "src", ".py", ".toml")),
