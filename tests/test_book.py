@@ -311,7 +311,7 @@ def test_the_true_thing_runs_and_renders(project):
 
 def test_what_failed_is_kept_to_be_looked_at(project):
     write_chapter(project / "book" / "01_tiny.ipynb", "raise OSError('disk on fire')")
-    with pytest.raises(RuntimeError, match=r"cell \[3\]: OSError: disk on fire"):
+    with pytest.raises(RuntimeError, match=r"cell \[2\]: OSError: disk on fire"):
         book.build_book()
     kept = project / "_build" / "chapters" / "as-it-stands" / "01_tiny.failed.ipynb"
     assert "disk on fire" in kept.read_text()
