@@ -99,3 +99,28 @@ def test_a_set_says_what_it_is():
     assert make_set(source="simulated")[0].describe() == "bbbc039 test (simulated, 5 images)"
     with pytest.raises(ValueError, match="real, excerpt, stand-in, simulated, not 'fake'"):
         make_set(source="fake")
+
+
+def test_joined_sets_give_the_samples_of_both_and_read_each_once():
+    one, read = make_set(2)
+    about = {"name": "more", "split": "validation", "source": "simulated", "fingerprint": "cd"}
+    other = SampleSet(["x"], lambda key: Sample(key, IMAGE, LABELS), **about)
+    both = one.joined(other)
+    assert [sample.key for sample in both] == ["k0", "k1", "x"] and read == ["k0", "k1"]
+    assert both[1] is one[1] and both[2] is other[0]
+    assert both.describe() == "bbbc039 and more test (real, 3 images)"
+    digests = {both.fingerprint, other.joined(one).fingerprint, one.fingerprint, other.fingerprint}
+    assert len(digests) == 4
+
+
+def test_joined_excerpts_say_of_how_many_images_they_are():
+    one, _ = make_set(2, source="excerpt", whole=50)
+    about = {"name": "bbbc039", "split": "validation", "source": "excerpt", "fingerprint": "cd"}
+    other = SampleSet(["x"], lambda key: Sample(key, IMAGE, LABELS), **about, whole=20)
+    assert one.joined(other).describe() == "bbbc039 test (real, excerpt: 3 of 70 images)"
+
+
+def test_sets_with_the_same_key_are_not_joined():
+    one, _ = make_set(2)
+    with pytest.raises(ValueError, match="k0 is in bbbc039 and in other"):
+        one.joined(make_set(name="other")[0])

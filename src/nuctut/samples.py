@@ -120,6 +120,27 @@ class SampleSet(Sequence[Sample]):
             whole=self.whole,
         )
 
+    def joined(self, other: SampleSet) -> SampleSet:
+        """Both sets as one, first these samples, then those; split and source are this set's.
+
+        Raises:
+            ValueError: When a key is in both.
+        """
+        if both := set(self.keys) & set(other.keys):
+            raise ValueError(f"{min(both)} is in {self.name} and in {other.name}.")
+        digest = hashlib.sha256(f"{self.fingerprint}+{other.fingerprint}".encode()).hexdigest()
+        place = {key: (part, at) for part in (self, other) for at, key in enumerate(part.keys)}
+        names = dict.fromkeys((self.name, other.name))
+        return SampleSet(
+            self.keys + other.keys,
+            lambda key: place[key][0][place[key][1]],
+            name=" and ".join(names),
+            split=self.split,
+            source=self.source,
+            fingerprint=digest,
+            whole=None if self.whole is None else self.whole + (other.whole or len(other)),
+        )
+
     def describe(self) -> str:
         """One line that says what this is, such as "bbbc039 test (real, 50 images)".
 
