@@ -8,6 +8,7 @@ import warnings
 
 import nbformat
 import numpy as np
+import papermill
 import psutil
 import pytest
 from chapter_maker import write_chapter, write_project
@@ -370,6 +371,28 @@ print(json.dumps(ports))"""
     (text,) = texts(notebooks.run_chapter("01", verbose=False))
     listening = json.loads(text)
     assert len(listening) >= 5 and {host for host, _ in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(("deaths", "runs"), [(1, True), (2, True), (3, False)])
+def test_a_kernel_whose_port_was_taken_meanwhile_is_started_again(
+    project, monkeypatch, deaths, runs
+):
+    """Its ports are looked for first, and taken later: so it may die before any cell has run."""
+    really, left = papermill.execute_notebook, deaths
+
+    def unlucky(*args, **how):
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return really(*args, **how)
+
+    monkeypatch.setattr(papermill, "execute_notebook", unlucky)
+    if runs:
+        assert texts(notebooks.run_chapter("01", verbose=False))
+    else:
+        with pytest.raises(RuntimeError, match=r"01_tiny failed: .*Kernel died"):
+            notebooks.run_chapter("01", verbose=False)
 
 
 def start(*words):

@@ -47,6 +47,7 @@ SOME_OF = {  # with commas between them
     "networks": ("simple-cnn", "resnet", "u-net", "mask-rcnn"),
 }
 AT_LEAST_0 = ("seed", "images", "epochs", "learning_rate")
+NOT_STARTED = "Kernel died before replying to kernel_info"  # of jupyter_client: no cell has run
 LARGEST = 2**32 - 1  # seed that Lightning takes; nobody counts further
 
 
@@ -346,12 +347,16 @@ def _papermill(
     }
     # In the main thread nbclient would take all signals to itself, and none would reach us.
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(papermill.execute_notebook, str(notebook), str(output), **how)
-        try:
-            return done.result()
-        except BaseException:
-            stop.now()
-            raise
+        for tries_left in (2, 1, 0):
+            done = pool.submit(papermill.execute_notebook, str(notebook), str(output), **how)
+            try:
+                return done.result()
+            except BaseException as error:
+                # Its ports are chosen, then taken: another process may have been faster.
+                if tries_left and str(error) == NOT_STARTED and not stop.asked:
+                    continue
+                stop.now()
+                raise
 
 
 def _reason(error: Exception) -> str:
