@@ -124,3 +124,27 @@ def test_sets_with_the_same_key_are_not_joined():
     one, _ = make_set(2)
     with pytest.raises(ValueError, match="k0 is in bbbc039 and in other"):
         one.joined(make_set(name="other")[0])
+
+
+def test_picked_samples_are_a_set_of_their_own():
+    samples, read = make_set()
+    part = samples.picked(["k3", "k1"])
+    assert [sample.key for sample in part] == ["k3", "k1"] and read == ["k3", "k1"]
+    assert part.describe() == "bbbc039 test (real, 2 images)" and part[0] is samples[3]
+    assert len({samples.fingerprint, part.fingerprint, samples.picked(["k1"]).fingerprint}) == 3
+    with pytest.raises(ValueError, match=r"no key was given of bbbc039 test \(real, 5 images\)"):
+        samples.picked([])
+    with pytest.raises(ValueError, match="k9 is not in bbbc039 test"):
+        samples.picked(["k1", "k9"])
+
+
+def test_changed_samples_are_made_when_asked_for():
+    samples, read = make_set()
+    brighter = samples.changed(
+        "brighter", lambda one: dataclasses.replace(one, image=one.image + 1)
+    )
+    assert not read and brighter.keys == samples.keys
+    assert (brighter[2].image == samples[2].image + 1).all() and read == ["k2"]
+    assert brighter.describe() == samples.describe()
+    others = samples.changed("darker", lambda one: one), samples, brighter
+    assert len({one.fingerprint for one in others}) == 3

@@ -109,14 +109,40 @@ class SampleSet(Sequence[Sample]):
             raise ValueError(f"take() needs a count of at least 1, not {count}.")
         if count >= len(self):
             return self
-        digest = hashlib.sha256(f"{self.fingerprint}:{count}".encode()).hexdigest()
+        return self._with(self.keys[:count], self._at, f"{self.fingerprint}:{count}")
+
+    def picked(self, keys: Sequence[str]) -> SampleSet:
+        """The samples of these keys, in this order, as a set of its own.
+
+        Raises:
+            ValueError: When there are none, or one of them is not in this set.
+        """
+        if not keys or (unknown := set(keys) - set(self.keys)):
+            missing = f"{min(unknown)} is not in" if keys else "no key was given of"
+            raise ValueError(f"{missing} {self.describe()}.")
+        return self._with(keys, self._at, f"{self.fingerprint}:{' '.join(keys)}")
+
+    def changed(self, how: str, change: Callable[[Sample], Sample]) -> SampleSet:
+        """The samples as `change` makes them, each when it is asked for.
+
+        Args:
+            how: Tells this change from all others; it is part of the fingerprint.
+            change: Gives a sample of the same key.
+        """
+        digested = f"{self.fingerprint}:{how}"
+        return self._with(self.keys, lambda key: change(self._at(key)), digested)
+
+    def _at(self, key: str) -> Sample:
+        return self[self.keys.index(key)]
+
+    def _with(self, keys: Sequence[str], read: Callable[[str], Sample], digested: str) -> SampleSet:
         return SampleSet(
-            self.keys[:count],
-            lambda key: self[self.keys.index(key)],
+            keys,
+            read,
             name=self.name,
             split=self.split,
             source=self.source,
-            fingerprint=digest,
+            fingerprint=hashlib.sha256(digested.encode()).hexdigest(),
             whole=self.whole,
         )
 
