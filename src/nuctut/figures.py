@@ -972,7 +972,7 @@ def cases(
         _draw_lines(ax, true, color=BLUE, lw=1)
         _draw_lines(ax, pred, color=VERMILLION, lw=1.5, ls="--")
         ax.set_title(name)
-        ax.set_xlabel(_counts_in_words(metrics.detection(true, pred)))
+        ax.set_xlabel(_counts_in_words(metrics.detection(true, pred)), fontsize=8)
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     handles = [
