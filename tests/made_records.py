@@ -34,6 +34,8 @@ def row(key, tp, fp=0, fn=0, *, separations=True):
         "match": {t: {"tp": tp, "fp": fp, "fn": fn, "iou_sum": float(tp)} for t in THRESHOLD_KEYS},
         "nuclei": pixels,
         "separations": dict(pixels) if separations else None,
+        "kromp": {"tp": tp, "fp": fp, "fn": fn, "us": 0, "os": 0}
+        | {"shared": tp, "union": tp + fp + fn, "dice_sum": float(tp)},
         "aggregated_jaccard": tp / (tp + fp + fn) if tp + fp + fn else None,
         "seconds": 0.5,
     }

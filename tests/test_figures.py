@@ -19,6 +19,7 @@ from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from nuctut import figures, metrics
+from nuctut.cases import CASES
 from nuctut.samples import Sample
 
 SOURCE = "drawn by hand · simulated"
@@ -341,6 +342,72 @@ def test_a_network_keeps_its_colour_and_no_other_line_takes_it():
     assert len(set(beside)) == 4
     assert len(set(figures._colours(["u-net", "u-net, cut"]))) == 2
     assert len(set(figures.NETWORK_COLOURS.values())) == len(figures.NETWORK_COLOURS)
+
+
+def test_a_point_per_network_and_condition_stands_where_it_scored():
+    points = pd.DataFrame(
+        [
+            ("U-Net", "unscaled", 0.64, 0.79, "all"),
+            ("U-Net", "scaled", 0.85, 0.87, "all"),
+            ("Mask R-CNN", "scaled", 0.87, 0.91, "all"),
+            ("U-Net", "scaled", 0.75, np.nan, "crowded"),
+        ],
+        columns=["network", "condition", "recall", "precision", "group"],
+    )
+    fig = figures.precision_recall(points, source=SOURCE)
+    everything, crowded = fig.axes
+    assert [ax.get_title() for ax in fig.axes] == ["all", "crowded"]
+    assert legend(fig) == ["U-Net", "Mask R-CNN", "unscaled", "scaled"]
+    drawn = [line for line in everything.lines if line.get_marker() not in ("None", None, "")]
+    assert [tuple(np.ravel(line.get_data())) for line in drawn] == [
+        (0.64, 0.79), (0.85, 0.87), (0.87, 0.91)
+    ]  # fmt: skip
+    colours = figures.NETWORK_COLOURS
+    assert {line.get_color() for line in drawn} == {colours["unet"], colours["maskrcnn"]}
+    assert everything.axis() == crowded.axis()
+    assert SOURCE in fig.get_suptitle()
+
+
+def test_without_groups_there_is_one_panel():
+    points = pd.DataFrame({"network": ["DeepCell"], "condition": ["scaled"], "recall": [0.48],
+                           "precision": [0.74]})  # fmt: skip
+    fig = figures.precision_recall(points, source=SOURCE)
+    assert len(fig.axes) == 1
+    (line,) = (line for line in fig.axes[0].lines if line.get_marker() == "o")
+    assert line.get_color() == figures.NETWORK_COLOURS["deepcell"]
+
+
+def test_curves_of_equal_f1_are_such():
+    fig = figures.precision_recall(
+        pd.DataFrame({"network": ["a"] * 2, "condition": ["b", "c"], "recall": [0.2, 1.0],
+                      "precision": [0.3, 1.0]}),
+        source=SOURCE,
+    )  # fmt: skip
+    curves = [line for line in fig.axes[0].lines if line.get_color() == "#DDDDDD"]
+    assert len(curves) == 9
+    for line, f1 in zip(curves, np.arange(1, 10) / 10, strict=True):
+        recall, precision = line.get_data()
+        np.testing.assert_allclose(2 * recall * precision / (recall + precision), f1)
+
+
+def test_every_case_has_its_verdict_below():
+    pairs = {name: (case.labels_true, case.labels_pred) for name, case in CASES.items()}
+    fig = figures.cases(pairs, source=SOURCE)
+    said = {ax.get_title(): ax.get_xlabel() for ax in fig.axes if ax.axison}
+    assert list(said) == list(CASES)
+    assert said["A"] == "1 TP" and said["D"] == "1 TP, 1 FN"
+    assert said["I"] == "1 FN, 2 FP, 1 OS" and said["P"] == "3 FN, 3 FP, 2 US, 1 OS"
+    merged = fig.axes[list(CASES).index("K")]
+    assert [line.get_linestyle() for line in merged.lines] == ["-", "-", "--"]
+    x, y = merged.lines[2].get_data()
+    assert (x.min(), x.max(), y.min(), y.max()) == (3.5, 23.5, 3.5, 13.5)
+    assert legend(fig) == ["truth", "prediction"]
+
+
+def test_an_odd_number_of_cases_leaves_places_empty():
+    fig = figures.cases({"a": (block((1, 5, 1, 5)), block())}, source=SOURCE, columns=2)
+    assert [ax.axison for ax in np.ravel(fig.axes)] == [True, False]
+    assert fig.axes[0].get_xlabel() == "1 FN"
 
 
 def test_the_overlay_draws_agreement_white_and_each_side_in_its_colour():

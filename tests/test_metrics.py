@@ -12,13 +12,17 @@ from scipy.ndimage import binary_erosion
 from scipy.optimize import linear_sum_assignment
 
 from nuctut import metrics
+from nuctut.cases import CASES
 from nuctut.metrics import (
     IOU_THRESHOLDS,
+    Detection,
     Match,
     ObjectJaccard,
     PixelScores,
     aggregated_jaccard,
+    aggregated_jaccard_kromp,
     aggregated_jaccard_plus,
+    detection,
     match,
     mean_average_precision,
     object_jaccard,
@@ -318,6 +322,85 @@ def test_object_jaccard_of_images_without_inside(shape):
     assert object_jaccard(labels, labels) == ObjectJaccard(0, 0, 0)
 
 
+# ------------------------------------------------------------- Kromp's counts and AJI
+
+
+def counts(found: Detection) -> tuple[int, ...]:
+    return found.tp, found.fp, found.fn, found.us, found.os
+
+
+def test_there_are_sixteen_cases_and_no_box_hides_another():
+    assert "".join(CASES) == "ABCDEFGHIJKLMNOP"
+    for case in CASES.values():
+        for boxes, labels in ((case.true, case.labels_true), (case.pred, case.labels_pred)):
+            areas = [(bottom - top) * (right - left) for top, left, bottom, right in boxes]
+            assert np.bincount(labels.ravel())[1:].tolist() == areas
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_papers_cases_count_as_the_paper_says(case):
+    assert counts(detection(case.labels_true, case.labels_pred)) == case.counts
+
+
+def test_which_truth_of_a_case_is_found():
+    """Of D the left one; of M the right one."""
+    for name, found in (("D", 1), ("M", 2)):
+        case = CASES[name]
+        alone = np.where(case.labels_true == found, case.labels_true, 0)
+        assert detection(alone, case.labels_pred).tp == 1
+
+
+@pytest.mark.parametrize("shift", range(10))
+def test_shifted_squares_are_found_above_one_half(shift):
+    true, pred = square(5, 5, 12), square(5, 5 + shift, 12)
+    shared = 12 * (12 - shift)
+    found = detection(true, pred)
+    hit = shared / (288 - shared) > 0.5  # at a shift of 4, it is one half
+    assert counts(found) == (hit, not hit, not hit, 0, 0)
+    assert found.dice_sum == pytest.approx(shared / 144 if hit else 0)
+    assert found.aggregated_jaccard == pytest.approx(shared / (288 - shared))
+
+
+def test_a_speck_held_beside_a_nucleus_spoils_it():
+    """Jaccard 16/20 with the large one, which `match` takes; but it holds the small one, too."""
+    true = draw("11111111111111112222")
+    pred = draw("33333333333333333333")
+    assert match(true, pred).tp == 1
+    assert counts(detection(true, pred)) == (0, 1, 2, 2, 0)
+
+
+def test_a_nucleus_may_be_found_and_split_at_once():
+    true, pred = draw("1111111111"), draw("2222222.33")
+    assert counts(detection(true, pred)) == (1, 1, 0, 0, 1)
+
+
+def test_rates_are_shares_of_the_truths():
+    case = CASES["P"]
+    found = detection(case.labels_true, case.labels_pred)
+    assert (found.recall, found.precision, found.f1) == (0, 0, 0)
+    assert (found.us_rate, found.os_rate) == (2 / 3, 1 / 3)
+    both = pool([found, detection(*2 * [CASES["D"].labels_true])])
+    assert counts(both) == (2, 3, 3, 2, 1)
+    assert (both.recall, both.precision, both.f1) == (2 / 5, 2 / 5, 2 / 5)
+    assert (both.us_rate, both.mean_dice) == (2 / 5, 1)
+    assert both.aggregated_jaccard == (found.shared + 200) / (found.union + 200)
+
+
+def test_kromps_aji_takes_every_improving_candidate_and_forgets_the_missed():
+    true = draw("1111111111.2222")
+    pred = draw("3344444....5...")
+    # 3 shares 2 of 10, then 4 does better with 5; 5 shares 1 of 4: all three are paired
+    assert aggregated_jaccard_kromp(true, pred) == (2 + 5 + 1) / (10 + 10 + 4)
+    assert aggregated_jaccard(true, pred) == (5 + 1) / (10 + 4 + 2)
+    # the other way round the small piece comes too late, and is left over
+    turned = draw("4433333....5...")
+    assert aggregated_jaccard_kromp(true, turned) == (5 + 1) / (10 + 4 + 2)
+    # a truth that nobody meets costs nothing
+    missed = draw("1111111111.2222")
+    assert aggregated_jaccard_kromp(missed, draw("1111111111.....")) == 1
+    assert aggregated_jaccard(missed, draw("1111111111.....")) == 10 / 14
+
+
 # ------------------------------------------------------------------------- empty sides
 
 
@@ -506,7 +589,7 @@ def test_averaging_refuses_what_it_cannot_average():
     half, most = Match(0.5, 1, 1, 1, 0.9), Match(0.75, 1, 1, 1, 0.9)
     with pytest.raises(ValueError, match="different IoU thresholds"):
         pool([half, most])
-    with pytest.raises(ValueError, match="got Match, ObjectJaccard"):
+    with pytest.raises(ValueError, match=r"one kind \(Match, .*, got Match, ObjectJaccard"):
         pool([half, ObjectJaccard(1, 1, 1)])
     with pytest.raises(ValueError, match="got none"):
         pool([])
@@ -650,6 +733,54 @@ def test_aggregated_jaccards_agree_with_the_reference(pair):
 
 
 @slowly
+def slow_detection(true, pred):
+    """By the words of the paper's supplement and the lines of its code, object by object."""
+
+    def jaccard(a, b):
+        return Fraction(int((a & b).sum()), int((a | b).sum()))
+
+    def covers(a, b):  # more than half of b
+        return 2 * (a & b).sum() > b.sum()
+
+    truths = [true == i for i in np.unique(true[true > 0])]
+    preds = [pred == i for i in np.unique(pred[pred > 0])]
+    held = [[t for t in truths if covers(p, t)] for p in preds]
+    tp = sum(
+        len(of) == 1 and jaccard(of[0], p) > Fraction(1, 2)
+        for p, of in zip(preds, held, strict=True)
+    )
+    us = sum(
+        len(of) * (len(of) > 1 and jaccard(np.logical_or.reduce(of), p) > Fraction(1, 2))
+        for p, of in zip(preds, held, strict=True)
+    )
+    pieces = [[p for p in preds if covers(t, p)] for t in truths]
+    os = sum(
+        len(of) > 1 and jaccard(np.logical_or.reduce(of), t) > Fraction(1, 2)
+        for t, of in zip(truths, pieces, strict=True)
+    )
+    return tp, len(preds) - tp, len(truths) - tp, us, os
+
+
+def slow_kromp_aji(true, pred):
+    shared, union, used = 0, 0, set()
+    for i in np.unique(true[true > 0]):
+        best = 0
+        for j in np.unique(pred[pred > 0]):
+            both, either = ((true == i) & (pred == j)).sum(), ((true == i) | (pred == j)).sum()
+            if j not in used and Fraction(int(both), int(either)) > best:
+                best = Fraction(int(both), int(either))
+                shared, union, used = shared + both, union + either, {*used, j}
+    union += sum((pred == j).sum() for j in np.unique(pred[pred > 0]) if j not in used)
+    return shared, union
+
+
+@given(small_pairs(longest=14))
+def test_detection_agrees_with_the_reference(pair):
+    found = detection(*pair)
+    assert counts(found) == slow_detection(*pair)
+    assert (found.shared, found.union) == slow_kromp_aji(*pair)
+
+
 @given(small_pairs(longest=14))
 def test_object_jaccard_agrees_with_the_reference(pair):
     assert object_jaccard(*pair) == slow_object_jaccard(*pair)

@@ -147,12 +147,12 @@ def test_the_readme_says_of_each_chapter_what_the_records_say():
         if len(cells) == 4:
             table[cells[0]] = cells[3]
     committed = list(read_all(ROOT / "results"))
-    for name in scoreboard.papers():
-        paper = scoreboard.published(name)
-        said = scoreboard.tally(scoreboard.judge_claims(paper, committed))
-        assert table[paper.chapter] == said
     numbered = {path.stem for path in CHAPTERS if path.stem[0].isdigit()}
     assert {name for name in table if name[0].isdigit()} == numbered
+    papers = {paper.chapter: paper for paper in map(scoreboard.published, scoreboard.papers())}
+    for chapter in papers.keys() & numbered:  # of a paper alone, the chapter is to come
+        said = scoreboard.tally(scoreboard.judge_claims(papers[chapter], committed))
+        assert table[chapter] == said
 
 
 # --- chapters ------------------------------------------------------------------------------------

@@ -41,6 +41,10 @@ def test_a_row_counts_what_is_there():
     assert made["object"] == {"n_true": 3, "n_pred": 3, "matched": 2}
     assert made["nuclei"] == {"tp": 60, "fp": 48, "fn": 48, "tn": 900 - 156}
     assert made["separations"] is None
+    # an IoU of one half does not find by Kromp's rule
+    assert made["kromp"] == {
+        "tp": 1, "fp": 2, "fn": 2, "us": 0, "os": 0, "shared": 60, "union": 120, "dice_sum": 1.0,
+    }  # fmt: skip
     assert made["aggregated_jaccard"] == pytest.approx(60 / 156, abs=1e-6)
     assert made["seconds"] == 0.25
 
@@ -108,7 +112,7 @@ def test_an_image_empty_on_one_side_scores_0_but_where_the_background_counts():
     missed, invented = rows((0, 0, 4)), rows((0, 4, 0))
     assert records.scores(missed) == pytest.approx(expected)
     assert records.scores_per_image_mean(missed) == pytest.approx(expected)
-    nothing_to_count = expected | {"count_error": math.nan}
+    nothing_to_count = expected | dict.fromkeys(records.ERRORS, math.nan)
     assert records.scores(invented) == pytest.approx(nothing_to_count, nan_ok=True)
     assert records.scores_per_image_mean(invented) == pytest.approx(nothing_to_count, nan_ok=True)
 
@@ -120,7 +124,33 @@ def test_the_count_error_is_a_share_of_what_is_there_and_may_exceed_1():
     assert records.per_image(made, "count_error") == pytest.approx([1 / 3, 4])
     # nuclei in an empty image are counted against what the other images hold
     assert records.scores([*made, row("empty", 0, 3)])["count_error"] == pytest.approx(8 / 4)
-    assert records.ERRORS == {"count_error"}
+    assert records.ERRORS == {"count_error", "us_rate", "os_rate"}
+    assert records.UNBOUNDED == {"count_error"}
+
+
+def test_kromps_scores_pool_counts_and_pixels():
+    one, other = rows((6, 1, 2), (0, 3, 4))
+    one["kromp"] |= {"us": 2, "dice_sum": 5.0, "shared": 50, "union": 80}
+    other["kromp"] |= {"os": 1, "shared": 10, "union": 70}
+    made = records.scores([one, other])
+    assert {name: made[name] for name in records.KROMP_METRICS} == pytest.approx(
+        {
+            "recall": 6 / 12,
+            "precision": 6 / 10,
+            "f1_kromp": 12 / 22,
+            "us_rate": 2 / 12,
+            "os_rate": 1 / 12,
+            "dice_found": 5 / 6,
+            "aggregated_jaccard_kromp": 60 / 150,
+        }
+    )
+    assert records.per_image([one, other], "recall").tolist() == [6 / 8, 0]
+
+
+def test_who_finds_nothing_has_a_precision_of_0():
+    assert records.scores(rows((0, 0, 4)))["precision"] == 0
+    drawn = np.array([[2, 0], [1, 1]])
+    assert records.pooled(rows((0, 0, 4), (3, 1, 0)), "precision", drawn).tolist() == [0, 3 / 4]
 
 
 def test_means_over_images_are_the_same_however_they_are_asked_for():
@@ -160,7 +190,8 @@ def test_scores_agree_with_metrics_on_random_labels(random_pairs):
     objects = [metrics.object_jaccard(t, p) for t, p in random_pairs]
     pixels = [metrics.pixel_scores(t > 0, p > 0) for t, p in random_pairs]
     backgrounds = [metrics.pixel_scores(t == 0, p == 0) for t, p in random_pairs]
-    half, all_pixels = by_threshold[0], metrics.pool(pixels)
+    detections = [metrics.detection(t, p) for t, p in random_pairs]
+    half, all_pixels, detected = by_threshold[0], metrics.pool(pixels), metrics.pool(detections)
     counts = [(len(np.unique(t)) - 1, len(np.unique(p)) - 1) for t, p in random_pairs]
     expected = {
         "object_jaccard": metrics.pool(objects).jaccard,
@@ -179,6 +210,13 @@ def test_scores_agree_with_metrics_on_random_labels(random_pairs):
         "pixel_iou": all_pixels.jaccard,
         "pixel_iou_per_image": metrics.per_image_mean(pixels, "jaccard"),
         "mean_class_iou": (all_pixels.jaccard + metrics.pool(backgrounds).jaccard) / 2,
+        "recall": detected.recall,
+        "precision": detected.precision,
+        "f1_kromp": detected.f1,
+        "us_rate": detected.us_rate,
+        "os_rate": detected.os_rate,
+        "dice_found": detected.mean_dice,
+        "aggregated_jaccard_kromp": detected.aggregated_jaccard,
     }
     assert records.scores(made) == pytest.approx(expected, abs=1e-6, nan_ok=True)
     assert list(expected) == list(records.METRICS)
@@ -192,6 +230,8 @@ def test_scores_agree_with_metrics_on_random_labels(random_pairs):
         ("panoptic_quality", at_half, "panoptic_quality"),
         ("dice_nuclei", pixels, "dice"),
         ("pixel_accuracy", pixels, "accuracy"),
+        ("precision", detections, "precision"),
+        ("aggregated_jaccard_kromp", detections, "aggregated_jaccard"),
     ):
         assert means[metric] == pytest.approx(metrics.per_image_mean(results, score), abs=1e-6)
 
@@ -440,6 +480,14 @@ MALFORMED = [
     ("images.0.object.matched", 10, r"images\.0: object\.matched must be at most"),
     ("images.0.nuclei.tn", 101, r"images\.0: nuclei and separations must count equally many"),
     ("images.0.aggregated_jaccard", None, r"images\.0: aggregated_jaccard must be null where both"),
+    ("images.0.kromp.tp", 7, r"images\.0: kromp: tp \+ fn must be 11, as match counts"),
+    ("images.0.kromp.fp", 2, r"images\.0: kromp: tp \+ fp must be 9, as match counts"),
+    ("images.0.kromp.us", 4, r"images\.0: kromp\.us must be at most 3"),
+    ("images.0.kromp.os", 12, r"images\.0: kromp\.os must be at most 11"),
+    ("images.0.kromp.shared", 13, r"images\.0: kromp\.shared must be at most 12"),
+    ("images.0.kromp.dice_sum", 5.3, r"images\.0: kromp\.dice_sum must lie from two thirds of tp"),
+    ("images.0.kromp", None, r"images\.0\.kromp must be an object"),
+    ("scores.recall", None, "scores.recall must be .*, as the images give, not null"),
     ("mood", "good", "mood is no field of it; remove it"),
 ]
 
@@ -459,6 +507,37 @@ def test_a_malformed_record_is_refused_by_file_and_field(tmp_path, field, value,
     place[step(place, last)] = value
     path.write_text(json.dumps(payload))
     with pytest.raises(ValueError, match=rf"dl-ground-truth--lite--s0\.json: .*{message}"):
+        records.read(path)
+
+
+def without_kromp(path, of=slice(None)):
+    """The file as the book wrote it before it counted by Kromp's rule."""
+    payload = json.loads(path.read_text())
+    for image in payload["images"][of]:
+        del image["kromp"]
+    for block in ("scores", "scores_per_image_mean"):
+        for name in records.KROMP_METRICS:
+            del payload[block][name]
+    path.write_text(json.dumps(payload))
+
+
+def test_a_record_without_kromps_counts_still_reads(tmp_path):
+    path = records.write(record(rows((8, 1, 3), (4, 0, 0))), tmp_path)
+    without_kromp(path)
+    old = records.read(path)
+    assert list(old.scores) == list(records.METRICS)
+    assert {name for name, value in old.scores.items() if math.isnan(value)} == {
+        *records.KROMP_METRICS
+    }
+    assert records.read(records.write(old, tmp_path)).scores == pytest.approx(
+        old.scores, nan_ok=True
+    )
+
+
+def test_kromps_counts_are_of_all_images_or_of_none(tmp_path):
+    path = records.write(record(rows((8, 1, 3), (4, 0, 0))), tmp_path)
+    without_kromp(path, slice(1))
+    with pytest.raises(ValueError, match="images must have kromp in every row, or in none"):
         records.read(path)
 
 
@@ -647,9 +726,9 @@ def test_the_table_has_a_line_per_record(tmp_path):
 
 @pytest.mark.parametrize("preset", records.PRESETS)
 @pytest.mark.parametrize("source", SOURCES)
-def test_only_evidence_is_committed(preset, source):
+def test_only_evidence_and_what_stands_in_for_it_is_committed(preset, source):
     folder = records.folder_for(preset, source)
-    if source == "real" and preset in ("lite", "paper"):
+    if source in ("real", "stand-in") and preset in ("lite", "paper"):
         assert folder == records.results_root()
     else:
         assert folder == records.runs_root() / "results"
@@ -678,6 +757,7 @@ def test_a_record_says_what_keeps_it_from_being_evidence(made, obstacle):
     one = record(rows((1, 0, 0)), **made)
     assert one.obstacle == obstacle
     assert one.is_evidence == (not obstacle)
+    assert one.flaw == ("" if obstacle == "stand-in data" else obstacle)
 
 
 @pytest.fixture
@@ -711,6 +791,19 @@ def test_evidence_is_written_below_results(project):
     assert smoke.is_relative_to(project / "runs")
 
 
+def test_records_of_a_stand_in_are_committed_apart_from_real_ones(project):
+    real, stand_in = record(rows((1, 0, 0))), record(rows((1, 0, 0)), source="stand-in")
+    apart = records.write(stand_in)
+    assert records.write(real).parent == project / "results" / "01_labels_for_free"
+    assert apart.parent == project / "results" / "01_labels_for_free" / "stand-in"
+    assert [one.is_evidence for one in records.read_all(project / "results")] == [True, False]
+    smoke = record(rows((1, 0, 0)), source="stand-in", preset="smoke")
+    assert records.write(smoke).is_relative_to(project / "runs" / "results")
+    dirty = record(rows((1, 0, 0)), source="stand-in", git_commit=DIRTY)
+    with pytest.warns(UserWarning, match="measured from a changed checkout"):
+        assert records.write(dirty).is_relative_to(project / "runs" / "results")
+
+
 def test_in_a_changed_checkout_records_belong_below_runs(project, monkeypatch):
     monkeypatch.setattr(machine, "git_commit", lambda: DIRTY)
     with pytest.warns(UserWarning, match="measured from a changed checkout"):
@@ -727,12 +820,10 @@ def test_in_a_changed_checkout_records_belong_below_runs(project, monkeypatch):
     assert records.folder_for("lite", "real") == project / "results"
 
 
-def test_all_committed_records_are_evidence():
+def test_all_committed_records_belong_there():
     made = records.read_all(records.results_root())
     assert made
-    assert {records_file.path.name: records_file.obstacle for records_file in made} == {
-        one.path.name: "" for one in made
-    }
+    assert {one.path.name: one.flaw for one in made} == {one.path.name: "" for one in made}
 
 
 def test_where_a_network_came_from_is_kept(tmp_path):

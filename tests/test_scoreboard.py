@@ -90,6 +90,67 @@ def test_the_second_paper_says_what_its_table_says():
     assert [time.seconds for time in four.times] == [24 * 3600]
 
 
+KROMP = (
+    # a table, its cells, and the sums of its columns
+    ("Table I", 32, {"US": 1.62, "REC": 5.71, "PREC": 6.64, "AJI": 5.37}),
+    ("Table II", 32, {"US": 1.07, "REC": 6.0, "PREC": 6.42, "AJI": 5.32}),
+    ("Table III", 96, {"US": 4.08, "REC": 17.77, "PREC": 20.04, "AJI": 15.99}),
+    ("Table IV", 128, {"US": 4.89, "REC": 24.48, "PREC": 27.28, "AJI": 22.36}),
+    ("Table V", 64, {"US": 3.08, "REC": 11.62, "PREC": 13.1, "AJI": 10.84}),
+    ("Table S-I", 60, {"REC": 11.37, "PREC": 9.51, "F1": 10.36, "DICE": 11.36, "AJI": 8.63}),
+)
+
+
+def test_the_third_paper_says_what_its_six_tables_say():
+    tissues = scoreboard.published("many_tissues")
+    assert len(tissues.scores) == 412
+    for name, count, sums in KROMP:
+        cells = [cell for cell in tissues.scores if cell.fold == name]
+        assert len(cells) == count
+        for column, total in sums.items():
+            values = [cell.value for cell in cells if cell.table.endswith(f", {column}")]
+            assert sum(values) == pytest.approx(total)
+    networks = ("u-net", "unet-resnet", "mask-rcnn", "deepcell")
+    trained = [f"{n}-{c}" for n in networks for c in ("unscaled", "scaled", "silver", "artificial")]
+    assert {cell.variant for cell in tissues.scores} == {*trained, "annotation-silver"}
+    assert {tissues.measured_on(one) for one in trained} == {("test", 11)}
+    assert {tissues.measured_on(f"{one}-neuroblastoma") for one in trained} == {
+        ("neuroblastoma", 4)
+    }
+
+
+@pytest.mark.parametrize(
+    ("table", "variant", "value"),
+    [
+        ("Table I, US", "u-net-unscaled", 0.29),
+        ("Table I, AJI", "deepcell-scaled", 0.53),
+        ("Table II, REC", "mask-rcnn-silver", 0.90),
+        ("Table III, neuroblastoma, REC", "unet-resnet-artificial", 0.80),
+        ("Table III, ganglioneuroma, US", "deepcell-artificial", 0.3),
+        ("Table IV, bone marrow cytospin, US", "deepcell-artificial", 0.90),
+        ("Table IV, cell line grown on the slide, PREC", "u-net-scaled", 1),
+        ("Table V, medium challenge, AJI", "mask-rcnn-artificial", 0.67),
+        ("Table S-I, bone marrow cytospin, F1", "annotation-silver", 0.83),
+        ("Table S-I, all images, AJI", "annotation-silver", 0.74),
+    ],
+)
+def test_cells_of_the_third_paper(table, variant, value):
+    tissues = scoreboard.published("many_tissues")
+    (cell,) = (c for c in tissues.scores if (c.table, c.variant) == (table, variant))
+    assert cell.value == value
+
+
+def test_of_the_third_papers_cells_96_are_of_the_neuroblastoma_that_can_be_had():
+    tissues = scoreboard.published("many_tissues")
+    own = [cell for cell in tissues.scores if cell.subset == "neuroblastoma"]
+    assert len(own) == 96
+    assert {(*cell.part.values(), cell.part_images) for cell in own} == {
+        ("neuroblastoma", 4),
+        ("touch imprint", 3),
+        ("bone marrow cytospin", 1),
+    }
+
+
 def test_every_metric_has_a_name():
     assert tuple(scoreboard.METRIC_NAMES) == records.METRICS
     assert len(set(scoreboard.METRIC_NAMES.values())) == len(records.METRICS)
@@ -223,12 +284,80 @@ def test_a_cell_may_be_of_other_images_than_the_papers(tmp_path):
         ("cores = 2", "", r"goals\.1\.cores must be said of a time"),
         ('preset = "lite"', 'preset = "light"', r"goals\.0\.preset must be one of"),
         ('"seconds_per_image"\nvalue', '"seconds"\nvalue', r"goals\.1\.measure must be one of"),
+        ("value = 0.75", 'value = 0.75\nsubset = "x"', r"scores\.0: the paper has no subset 'x'"),
+        ("value = 0.75", "value = 0.75\npart = 3", r"scores\.0\.part must be an object"),
+        (
+            "published_effect = 0.25",
+            'published_effect = 0.25\nrival = ["a"]',
+            r"claims\.0\.rival must be two variants",
+        ),
+        (
+            "published_effect = 0.25",
+            'published_effect = 0.25\nsubset = "x"',
+            r"claims\.0: the paper has no subset 'x'",
+        ),
     ],
 )
 def test_a_malformed_published_file_is_refused_by_entry_and_field(tmp_path, old, new, message):
     path = tmp_path / "some_paper.toml"
     assert old in GOOD
     path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(ValueError, match=rf"some_paper\.toml: .*{message}"):
+        scoreboard.read_published(path)
+
+
+TABLES = """
+[columns]
+REC = "recall"
+[names]
+a-scaled = "A"
+b-scaled = "B"
+[[tables]]
+name = "Table 9"
+of = "blood"
+part = { tissue = "blood" }
+part_images = 2
+variants = ["a-scaled", "b-scaled"]
+[tables.values]
+REC = [0.5, 0.75]
+[[tables]]
+name = "Table 10"
+variants = ["a-scaled"]
+[tables.values]
+REC = [0.25]
+"""
+
+
+def test_a_table_becomes_its_cells(tmp_path):
+    path = tmp_path / "some_paper.toml"
+    path.write_text(GOOD + TABLES)
+    *_, a, b, whole = scoreboard.read_published(path).scores
+    assert (b.table, b.row, b.fold) == ("Table 9, blood, REC", "B", "Table 9")
+    assert (b.variant, b.metric, b.value) == ("b-scaled", "recall", 0.75)
+    assert (b.part, b.part_images) == ({"tissue": "blood"}, 2)
+    assert (a.value, whole.value, whole.part) == (0.5, 0.25, {})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "REC = [0.5, 0.75]",
+            "REC = [0.5]",
+            "Table 9, blood: REC must hold a number for each of 2",
+        ),
+        ("REC = [0.5", "RIC = [0.5", "Table 9, blood: columns does not say which metric RIC is"),
+        ('b-scaled = "B"', "", "Table 9, blood: names does not say what b-scaled is"),
+        ("0.75]", "7.5]", "Table 9, blood, REC, B.value must lie from 0 to 1"),
+        ("0.75]", "true]", r"tables\.0\.values\.REC\.1 must be a number"),
+        ('of = "blood"', "of = 3", r"tables\.0\.of must be a text"),
+        ('= "recall"', '= "memory"', r"columns\.REC must be one of"),
+    ],
+)
+def test_a_malformed_table_is_refused_by_its_name(tmp_path, old, new, message):
+    path = tmp_path / "some_paper.toml"
+    assert old in TABLES
+    path.write_text(GOOD + TABLES.replace(old, new, 1))
     with pytest.raises(ValueError, match=rf"some_paper\.toml: .*{message}"):
         scoreboard.read_published(path)
 
@@ -604,6 +733,16 @@ def test_a_claim_with_a_floor_is_about_the_middle():
     assert judged(made_of, *made[:2])["reason"] == f"no record of {floor}"
 
 
+def test_a_claim_with_a_rival_is_about_who_gains_more():
+    made = [spread(gain, name) for name, gain in (("a", 2), ("b", 0), ("c", 1), ("d", 0))]
+    more = Claim("Gains more", "a", "b", "object_jaccard", 0.03, rival=("c", "d"))
+    found = judged(paper(claims=[more], images=50), *made)
+    assert found["measured_effect"] == pytest.approx(0.02 - 0.01)
+    assert (found["low"], found["high"]) == pytest.approx((0.01, 0.01))
+    assert found["verdict"] == "holds"
+    assert judged(paper(claims=[more], images=50), *made[:3])["reason"] == "no record of d"
+
+
 def test_claims_of_one_paper_are_corrected_together():
     rng = np.random.default_rng(2)
     counts = np.clip(rng.normal(50, 20, 50), 5, 80).astype(int)
@@ -651,6 +790,172 @@ def test_an_effect_the_other_way_is_no_share_of_the_published_one():
     found = judged(claim(), spread(0, BEST), spread(2, OTHER))
     assert "published effect" not in scoreboard.told(found)
     assert scoreboard.told(judged(claim())) == "not yet run"
+
+
+# --- parts, subsets, stand-ins ------------------------------------------------------------------
+
+SUBSET = scoreboard.Subset("blood", "bbbc039", "blood", 3, "learned from blood alone")
+STAND_IN = scoreboard.StandIn("other", "test", "The Other Set")
+THIN, THICK = {"preparation": "thin"}, {"preparation": "thick"}
+
+
+def of_tissues(*parts, **keywords):
+    """A paper with a stand-in and a subset; its cells are of the parts, and of the whole."""
+    cells = [
+        PublishedScore("T, part", BEST, BEST, "recall", 0.5, part=part, part_images=n, fold="T",
+                       subset=subset)
+        for part, n, subset in ((THIN, 2, "blood"), (THICK, 1, "blood"), ({}, 0, ""))
+    ]  # fmt: skip
+    return dataclasses.replace(
+        paper(), scores=tuple(cells), subsets=(SUBSET,), stand_in=STAND_IN, **keywords
+    )
+
+
+def tissues(*counts, thick=1, **keywords):
+    """A record whose last images are thick and whose others are thin."""
+    images = rows(*counts)
+    for number, image in enumerate(images):
+        image["tags"] = THICK if number >= len(images) - thick else THIN
+    return record(images, **({"variant": BEST} | keywords))
+
+
+def of_blood(**keywords):
+    given = {"variant": f"{BEST}-blood", "split": "blood", "fingerprint": "b100d"} | keywords
+    return tissues((5, 0, 5), (4, 0, 6), (1, 0, 9), **given)
+
+
+def standing_in(gain=0, variant=BEST, **keywords):
+    counts = [(tp + gain, 0, 100 - tp - gain) for tp in range(0, 90, 9)]
+    given = {"name": "other", "source": "stand-in", "fingerprint": "0ther"} | keywords
+    return tissues(*counts, thick=5, variant=variant, **given)
+
+
+def test_a_part_is_judged_by_its_own_images():
+    made = tissues((9, 0, 1), (9, 0, 1), (9, 0, 1), (1, 0, 1))
+    thin, thick, whole = scoreboard.compare_scores(of_tissues(), [made]).itertuples()
+    assert thin.reason == "3 of the part's 2 images" and thin.measured == pytest.approx(0.9)
+    assert thin.verdict == "not comparable"
+    assert whole.measured == pytest.approx(28 / 32) and whole.verdict == "higher"
+    assert thick.data == "bbbc039 test, thick (real, 1 image)"
+
+
+def test_one_field_of_view_gives_a_number_and_no_interval():
+    made = tissues((9, 0, 1), (9, 0, 1), (9, 0, 1), (1, 0, 1))
+    _, thick, _ = scoreboard.compare_scores(of_tissues(), [made]).itertuples()
+    assert (thick.measured, thick.difference, thick.verdict) == (0.5, 0, "inconclusive")
+    assert math.isnan(thick.low) and scoreboard.ONE_FIELD in scoreboard.rests_on(thick)
+    thicker = Claim("Thick", BEST, OTHER, "recall", 0.1, part=THICK)
+    other = tissues((1, 0, 9), (1, 0, 9), (1, 0, 9), (0, 0, 2), variant=OTHER)
+    judgement = scoreboard.judge_claims(of_tissues(claims=(thicker,)), [made, other])
+    found = judgement.iloc[0]
+    assert (found["measured_effect"], found["verdict"]) == (0.5, "unclear")
+    assert math.isnan(found["p"])
+    page = scoreboard.show_claims(judgement).to_html() + scoreboard.finding(found)
+    assert "nan" not in page and scoreboard.ONE_FIELD in page
+
+
+def test_a_part_that_no_image_is_of_is_said_so():
+    made = record(rows(*[(1, 0, 1)] * 4))
+    thin, *_ = scoreboard.compare_scores(of_tissues(), [made]).itertuples()
+    assert (thin.verdict, thin.reason) == ("not comparable", "no image of it is tagged as thin")
+    assert math.isnan(thin.measured)
+
+
+def test_a_subset_speaks_for_its_own_cells_and_no_others():
+    thin, thick, whole = scoreboard.compare_scores(of_tissues(), [of_blood()]).itertuples()
+    assert (thin.measured, thin.verdict) == (pytest.approx(0.45), "inconclusive")
+    assert "learned from blood alone" in scoreboard.rests_on(thin)
+    assert thick.measured == 0.1
+    assert (whole.verdict, whole.reason) == ("not yet run", f"no record of {BEST}")
+
+
+def test_the_whole_speaks_before_a_subset():
+    whole = tissues((8, 0, 2), (8, 0, 2), (8, 0, 2), (8, 0, 2), thick=2)
+    thin, *_ = scoreboard.compare_scores(of_tissues(), [of_blood(), whole]).itertuples()
+    assert thin.measured == 0.8 and thin.caution == ""
+    simulated = dataclasses.replace(whole, data=whole.data | {"source": "simulated"})
+    thin, *_ = scoreboard.compare_scores(of_tissues(), [of_blood(), simulated]).itertuples()
+    assert thin.measured == pytest.approx(0.45)
+
+
+def test_a_stand_in_is_never_held_against_a_published_number():
+    cells = scoreboard.compare_scores(of_tissues(), [standing_in()])
+    assert set(cells["verdict"]) == {"not comparable"}
+    assert set(cells["reason"]) == {"stand-in data"}
+    assert cells["difference"].isna().all() and cells["measured"].notna().all()
+    assert scoreboard.tally(cells) == "lite, on the stand-in The Other Set: not comparable 1"
+
+
+def test_a_claim_may_be_tried_on_a_stand_in_and_says_so():
+    better = Claim("Better", BEST, OTHER, "recall", 0.1)
+    made_of = of_tissues(claims=(better,))
+    made = [standing_in(3), standing_in(0, OTHER)]
+    judgement = scoreboard.judge_claims(made_of, made)
+    found = judgement.iloc[0]
+    assert (found["verdict"], found["measured_effect"]) == ("holds", pytest.approx(0.03))
+    said = "on the stand-in The Other Set"
+    assert said in scoreboard.told(found) and said in scoreboard.finding(found)
+    assert said in scoreboard.show_claims(judgement).to_html()
+    assert scoreboard.tally(judgement) == f"lite, {said}: holds 1"
+    # the paper's own data come first, even where they say less
+    real = [tissues(*[(1 + gain, 0, 9 - gain)] * 4, variant=name) for gain, name in
+            ((0, BEST), (2, OTHER))]  # fmt: skip
+    found = judged(made_of, *made, *real)
+    assert (found["verdict"], found["stand_in"]) == ("fails", "")
+    # real data of the one side alone judge nothing, but stop nothing either
+    assert judged(made_of, *made, real[0])["stand_in"] == said
+
+
+@pytest.mark.parametrize(
+    "unfit", [{"name": "third"}, {"split": "training"}, {"preset": "smoke"}, {"git_commit": DIRTY}]
+)
+def test_what_is_not_the_papers_stand_in_judges_no_claim(unfit):
+    made_of = of_tissues(claims=(Claim("Better", BEST, OTHER, "recall", 0.1),))
+    made = [standing_in(3, **unfit), standing_in(0, OTHER, **unfit)]
+    assert judged(made_of, *made)["verdict"] == "not comparable"
+    found = judged(
+        dataclasses.replace(made_of, stand_in=None), standing_in(3), standing_in(0, OTHER)
+    )
+    assert (found["verdict"], found["reason"]) == ("not comparable", "stand-in data")
+
+
+def test_a_claim_about_a_part_needs_a_counterpart_on_a_stand_in():
+    made = [standing_in(3), standing_in(0, OTHER)]
+    for image in made[0].images[5:]:  # the thick ones are worse
+        image["kromp"] |= {"tp": 0, "fn": 100}
+    made[0] = dataclasses.replace(made[0], scores=records.scores(made[0].images))
+
+    def found(**keywords):
+        about = Claim("Thin", BEST, OTHER, "recall", 0.1, part=THIN, **keywords)
+        return judged(of_tissues(claims=(about,)), *made)
+
+    assert found()["verdict"] == "not comparable"
+    assert found(counterpart=THIN)["verdict"] == "holds"
+    assert found(counterpart=THICK)["verdict"] == "fails"
+    assert found(counterpart={})["measured_effect"] < 0
+    nowhere = found(counterpart={"preparation": "none"})
+    assert nowhere["reason"] == "no image of it is tagged as none"
+
+
+def test_a_claim_on_a_subset_is_judged_by_its_records():
+    about = Claim("On blood", BEST, OTHER, "recall", 0.1, part=THIN, subset="blood")
+    made_of = of_tissues(claims=(about,))
+    better, worse = of_blood(), of_blood(variant=f"{OTHER}-blood")
+    for image in worse.images[:2]:
+        image["kromp"] |= {"tp": image["kromp"]["tp"] - 2, "fn": image["kromp"]["fn"] + 2}
+    found = judged(made_of, better, worse)
+    assert (found["measured_effect"], found["verdict"]) == (pytest.approx(0.2), "holds")
+    assert found["caution"] == "learned from blood alone"
+    assert judged(made_of, better)["reason"] == f"no record of {OTHER}"
+
+
+def test_a_page_folds_many_tables_and_says_how_each_fared():
+    third = scoreboard.published("many_tissues")
+    page = scoreboard.show_scores_by_table(scoreboard.compare_scores(third, []))
+    assert re.findall("<summary>(.*?)</summary>", page) == [
+        f"{name}: not yet run {count}" for name, count, _ in KROMP
+    ]
+    assert page.count("no record of") == 412 and "nan" not in page
 
 
 # --- readings -----------------------------------------------------------------------------------
@@ -841,6 +1146,10 @@ def test_the_goals_of_the_book():
         ("dl-ground-truth", "dice_nuclei"): 0.95,
         ("dl-ground-truth", "seconds_per_image"): 0.15,
         ("u-net", "pixel_iou_per_image"): 0.8,
+        ("u-net-scaled-neuroblastoma", "recall"): 0.81,
+        ("u-net-scaled-neuroblastoma", "precision"): 0.85,
+        ("mask-rcnn-scaled-neuroblastoma", "recall"): 0.81,
+        ("mask-rcnn-scaled-neuroblastoma", "precision"): 0.85,
     }
 
 
@@ -902,14 +1211,14 @@ def test_a_finding_can_be_read_alone():
     assert scoreboard.finding(table.iloc[0]) == "Not yet run: Training on truth is best."
 
 
-def test_the_headlines_are_three_and_name_their_paper():
+def test_the_headlines_are_three_to_a_paper_at_most_and_name_it():
     judgements = [
         scoreboard.judge_claims(scoreboard.published(name), []) for name in scoreboard.papers()
     ]
     page = scoreboard.show_findings(pd.concat(judgements, ignore_index=True))
-    assert page.count("<li>") == 3
+    assert [judged["headline"].sum() for judged in judgements] == [2, 1, 3]
     assert "Wang &amp; Song" in page and "Matuszewski &amp; Ranefall" in page
-    assert page.count("<b>Not yet run:</b> ") == 3
+    assert page.count("<li>") == page.count("<b>Not yet run:</b> ") == 6
 
 
 def test_a_tally_counts_what_is_there():
@@ -989,7 +1298,7 @@ def test_claims_of_two_papers_share_a_table_that_names_them():
 
 
 def test_two_tables_of_a_page_do_not_share_their_tints():
-    free, four = map(scoreboard.published, scoreboard.papers())
+    free, four, _ = map(scoreboard.published, scoreboard.papers())
     pages = [scoreboard.show_claims(scoreboard.judge_claims(one, [])) for one in (free, four)]
     pages += [scoreboard.show_scores(scoreboard.compare_scores(one, [])) for one in (free, four)]
     pages += [scoreboard.show_claims(scoreboard.judge_claims(free, []))]  # shown once more

@@ -73,6 +73,7 @@ NETWORK_COLOURS = {
     "consensus": GREEN,
     "maskrcnn": SKY,  # may stand on a ResNet
     "simplecnn": PINK,
+    "deepcell": "#5D3A9B",  # of Okabe and Ito's, yellow alone is left, too pale for letters
     "resnet": VERMILLION,
     "unet": BLACK,
 }
@@ -894,6 +895,105 @@ def _apart_when_tied(placed: pd.DataFrame) -> pd.DataFrame:
             steps = np.arange(len(tied)) - (len(tied) - 1) / 2
             heights.loc[tied, measure] = rank + 0.65 * steps
     return heights
+
+
+@plt.rc_context(STYLE)
+def precision_recall(points: pd.DataFrame, *, source: str, title: str = "") -> Figure:
+    """Precision against recall: a point per network and condition, a panel per group of images.
+
+    A thin line joins a network's conditions in the order given, and grey curves join what has the
+    same F1. All panels share their axes. As figures 5 to 7 of Kromp et al.
+
+    Args:
+        points: columns ``network``, ``condition``, ``recall`` and ``precision`` (0 to 1, NaN where
+            nothing was measured), and ``group`` where there are several panels.
+        source: what data these are, real or simulated.
+    """
+    grouped = points if "group" in points else points.assign(group="")
+    panels = list(grouped.groupby("group", sort=False))
+    networks, conditions = points["network"].unique(), points["condition"].unique()
+    colours = dict(zip(networks, _colours(networks), strict=True))
+    markers = dict(zip(conditions, "osD^vPX" * 3, strict=False))
+    fig, axes = _figure(1, len(panels), height=3.6, sharex=True, sharey=True)
+    for ax, (name, panel) in zip(axes.flat, panels, strict=True):
+        for network, of in panel.groupby("network", sort=False):
+            ax.plot(of["recall"], of["precision"], color=colours[network], lw=0.8, alpha=0.6)
+            for at in of.itertuples():
+                ax.plot(at.recall, at.precision, markers[at.condition], color=colours[network])
+        ax.set(xlabel="recall", title=name)
+        ax.margins(0.1)
+    axes.flat[0].set_ylabel("precision")
+    _draw_f1_curves(axes.flat)
+    handles = [Line2D([], [], color=colour, lw=2, label=name) for name, colour in colours.items()]
+    handles += [
+        Line2D([], [], color=GREY, ls="", marker=marker, label=name)
+        for name, marker in markers.items()
+    ]
+    fig.legend(handles=handles, loc="outside lower center", ncols=4)
+    return _finish(fig, title, source)
+
+
+def _draw_f1_curves(axes: Iterable[Axes]) -> None:
+    """Grey curves of equal F1, one for every tenth, behind what is drawn and within its limits."""
+    for ax in axes:
+        limits = ax.axis()
+        recall = np.linspace(0.01, 1, 200)
+        for f1 in np.arange(1, 10) / 10:
+            with np.errstate(divide="ignore"):
+                precision = f1 * recall / (2 * recall - f1)
+            shown = (precision > 0) & (precision <= 1)
+            ax.plot(recall[shown], precision[shown], color="#DDDDDD", lw=0.8, zorder=0)
+        ax.axis(limits)
+
+
+@plt.rc_context(STYLE)
+def cases(
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    source: str,
+    title: str = "",
+    columns: int = 4,
+) -> Figure:
+    """Pairs of labels, truth filled and prediction dashed, each with what it counts as below.
+
+    The counts are those of :func:`nuctut.metrics.detection`; none that is 0 is named.
+
+    Args:
+        pairs: (H, W) labels of truth and prediction by the case's name.
+        source: what data these are, real or simulated.
+        columns: pairs per row.
+    """
+    rows = math.ceil(len(pairs) / columns)
+    fig, axes = _figure(rows, columns, height=1.1 * rows + 0.8)
+    for ax in axes.flat[len(pairs) :]:
+        ax.set_axis_off()
+    for ax, (name, (true, pred)) in zip(axes.flat, pairs.items(), strict=False):
+        ax.imshow(np.where(true[..., None] > 0, to_rgb(SKY), 1.0))
+        _draw_lines(ax, true, color=BLUE, lw=1)
+        _draw_lines(ax, pred, color=VERMILLION, lw=1.5, ls="--")
+        ax.set_title(name)
+        ax.set_xlabel(_counts_in_words(metrics.detection(true, pred)), fontsize=8)
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    handles = [
+        Patch(facecolor=SKY, edgecolor=BLUE, label="truth"),
+        Line2D([], [], color=VERMILLION, lw=1.5, ls="--", label="prediction"),
+    ]
+    fig.legend(handles=handles, loc="outside lower center", ncols=2)
+    return _finish(fig, title, source)
+
+
+def _draw_lines(ax: Axes, labels: np.ndarray, **style: Any) -> None:
+    """A closed line around every object of (H, W) labels."""
+    for label in np.unique(labels[labels > 0]):
+        for line in find_contours(np.pad(labels == label, 1).astype(float), 0.5):
+            ax.plot(line[:, 1] - 1, line[:, 0] - 1, **style)
+
+
+def _counts_in_words(found: metrics.Detection) -> str:
+    """Such as "1 TP, 2 FP"."""
+    counts = {"TP": found.tp, "FN": found.fn, "FP": found.fp, "US": found.us, "OS": found.os}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
 # --- the parts they share ----------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Scores for labels against labels: the yardstick of the whole book.
 
 Every instance score is read off one `OverlapTable`, which counts the pixels that each pair of
-objects shares in a single pass over the image pair. Nothing here loops over objects.
+objects shares in a single pass over the image pair. Nothing here loops over objects, but for one
+index whose inventors made the order of the objects part of it (`aggregated_jaccard_kromp`).
 
 Three habits hold throughout. Two empty sides score NaN, which means leave out; one empty side
 scores 0. A result carries its counts, and every score is a named property computed from them.
@@ -24,12 +25,15 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 __all__ = [
     "IOU_THRESHOLDS",
+    "Detection",
     "Match",
     "ObjectJaccard",
     "OverlapTable",
     "PixelScores",
     "aggregated_jaccard",
+    "aggregated_jaccard_kromp",
     "aggregated_jaccard_plus",
+    "detection",
     "match",
     "mean_average_precision",
     "object_jaccard",
@@ -124,6 +128,65 @@ class ObjectJaccard:
 
 
 @dataclass(frozen=True)
+class Detection:
+    """Nuclei found, missed, merged and split as Kromp et al. count them; see `detection`.
+
+    `tp` truths found and `fn` not, `fp` predictions that found none; of the truths, `us` are
+    under-segmented (merged with others) and `os` over-segmented (split). `dice_sum` adds up the
+    Dice coefficients of what was found; `shared` and `union` are the pixels above and below the
+    fraction of the paper's AJI. For one image or, pooled, for several, as in the paper's tables.
+    Scores are NaN where both sides are empty and 0 where one is.
+    """
+
+    tp: int
+    fp: int
+    fn: int
+    us: int
+    os: int
+    dice_sum: float
+    shared: int
+    union: int
+
+    def _score(self, part: float, whole: float) -> float:
+        return _ratio(part, whole, self.tp + self.fp + self.fn)
+
+    @property
+    def recall(self) -> float:
+        """tp / (tp + fn)."""
+        return self._score(self.tp, self.tp + self.fn)
+
+    @property
+    def precision(self) -> float:
+        """tp / (tp + fp)."""
+        return self._score(self.tp, self.tp + self.fp)
+
+    @property
+    def f1(self) -> float:
+        """2 tp / (2 tp + fp + fn)."""
+        return self._score(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def us_rate(self) -> float:
+        """us / (tp + fn), the share of the truths that were merged; less is better."""
+        return self._score(self.us, self.tp + self.fn)
+
+    @property
+    def os_rate(self) -> float:
+        """os / (tp + fn), the share of the truths that were split; less is better."""
+        return self._score(self.os, self.tp + self.fn)
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean Dice coefficient of the truths found; 0 where there are objects but none is."""
+        return self._score(self.dice_sum, self.tp)
+
+    @property
+    def aggregated_jaccard(self) -> float:
+        """shared / union, the paper's AJI; see `aggregated_jaccard_kromp`."""
+        return self._score(self.shared, self.union)
+
+
+@dataclass(frozen=True)
 class PixelScores:
     """Pixels counted by what each of two masks says of them, for one image or, pooled, several.
 
@@ -165,7 +228,7 @@ class PixelScores:
         return self._score(self.tp, self.tp + self.fp + self.fn)
 
 
-Result = TypeVar("Result", Match, ObjectJaccard, PixelScores)
+Result = TypeVar("Result", Match, ObjectJaccard, Detection, PixelScores)
 
 
 # ---------------------------------------------------------------------- overlap table
@@ -247,6 +310,46 @@ class OverlapTable:
         shared = self.intersections[chosen].sum()
         union = self.true_areas.sum() + self.pred_areas.sum() - shared
         return _ratio(int(shared), int(union), int(union))
+
+    def detection(self) -> Detection:
+        """See the function `detection`."""
+        shared, truth = self.intersections, self.true_areas[self.true_index]
+        pred = self.pred_areas[self.pred_index]
+        held, piece = 2 * shared > truth, 2 * shared > pred
+        holds = np.bincount(self.pred_index[held], minlength=self.pred_ids.size)
+        # 3 I > A + B is a Jaccard index above one half, in whole numbers
+        found = held & (3 * shared > truth + pred) & (holds[self.pred_index] == 1)
+        merged = _joined(self.pred_index, self.pred_areas, held, truth, shared)
+        split = _joined(self.true_index, self.true_areas, piece, pred, shared)
+        tp = int(np.count_nonzero(found))
+        aji_shared, aji_union = self._kromp_pixels()
+        return Detection(
+            tp=tp,
+            fp=self.pred_ids.size - tp,
+            fn=self.true_ids.size - tp,
+            us=int(merged.sum()),
+            os=int(np.count_nonzero(split)),
+            dice_sum=math.fsum(2 * shared[found] / (truth + pred)[found]),
+            shared=aji_shared,
+            union=aji_union,
+        )
+
+    def _kromp_pixels(self) -> tuple[int, int]:
+        """Pixels above and below the fraction of `aggregated_jaccard_kromp`."""
+        shared = union = 0
+        used: set[int] = set()
+        last, best = -1, 0.0
+        pairs = (self.true_index, self.pred_index, self.intersections, self.ious)
+        for truth, pred, pixels, iou in zip(*(of.tolist() for of in pairs), strict=True):
+            if truth != last:
+                last, best = truth, 0.0
+            if pred not in used and iou > best:
+                best = iou
+                used.add(pred)
+                shared += pixels
+                union += int(self.true_areas[truth] + self.pred_areas[pred]) - pixels
+        unused = self.pred_areas.sum() - self.pred_areas[sorted(used)].sum()
+        return shared, union + int(unused)
 
 
 def overlap_table(labels_true: ArrayLike, labels_pred: ArrayLike) -> OverlapTable:
@@ -337,6 +440,46 @@ def aggregated_jaccard_plus(labels_true: ArrayLike, labels_pred: ArrayLike) -> f
     return overlap_table(labels_true, labels_pred).aggregated_jaccard_plus()
 
 
+def aggregated_jaccard_kromp(labels_true: ArrayLike, labels_pred: ArrayLike) -> float:
+    """The AJI of Kromp et al.'s tables, as their public code has it: another index than Kumar's.
+
+    Truths are taken in the order of their ids, and so are the predictions that meet each. Every
+    prediction not yet used that is better (in IoU) than those before it is paired with the truth
+    and used up, not the best alone. The shared pixels of all these pairs are divided by their
+    unions' pixels plus the areas of the predictions nobody used. A truth without a pair costs
+    nothing, so that missing nuclei can raise the index, and the order of the ids matters.
+
+    For several images, sum up the two numbers (`pool` of `detection`): so does the paper.
+
+    NaN if both sides are empty, 0 if one is. Labels and errors as for `overlap_table`.
+    """
+    return overlap_table(labels_true, labels_pred).detection().aggregated_jaccard
+
+
+def detection(labels_true: ArrayLike, labels_pred: ArrayLike) -> Detection:
+    """Count found, missed, merged and split nuclei by the rule of Kromp et al.
+
+    The paper's section *Evaluation metrics* and supplementary figure 3 state the rule, and its
+    public code (`objectBasedMeasures4`) settles what they leave open. A prediction *holds* a
+    truth if it covers more than half of it, and is a *piece* of one if more than half of it lies
+    inside.
+
+    * A truth is found (TP) by a prediction that holds it and no other truth, if their Jaccard
+      index exceeds one half. All other truths are missed (FN), all other predictions are FP.
+    * Truths held by one prediction, two or more, are under-segmented (US) if the Jaccard index of
+      that prediction and of them together exceeds one half.
+    * A truth with two or more pieces is over-segmented (OS) if the Jaccard index of it and of the
+      pieces together exceeds one half. One of the pieces may have found it all the same: then it
+      is TP and OS. (The paper's caption of case M reads as if it could not; its code lets it.)
+
+    Every threshold must be exceeded: equal does not count. Against `match` at 0.5 this is
+    stricter in one thing: a prediction that holds a second, smaller truth finds neither.
+
+    Labels and errors as for `overlap_table`.
+    """
+    return overlap_table(labels_true, labels_pred).detection()
+
+
 def object_jaccard(labels_true: ArrayLike, labels_pred: ArrayLike) -> ObjectJaccard:
     """The object-wise Jaccard index J of Matuszewski & Ranefall (section 3.1, eq. 3).
 
@@ -384,8 +527,8 @@ def pixel_scores(mask_true: ArrayLike, mask_pred: ArrayLike) -> PixelScores:
 def pool(results: Iterable[Result]) -> Result:
     """Sum the counts of several images into one result, whose scores weigh every object alike.
 
-    `results` are all `Match` (at one threshold), all `ObjectJaccard` or all `PixelScores`. For
-    several thresholds, pool each: ``[pool(at) for at in zip(*matches_of_images)]``.
+    `results` are all `Match` (at one threshold), or all of another kind of result. For several
+    thresholds, pool each: ``[pool(at) for at in zip(*matches_of_images)]``.
 
     Raises ValueError if there are none, or if kinds or thresholds are mixed.
     """
@@ -425,11 +568,10 @@ def per_image_mean(results: Iterable[Result] | Iterable[float], score: str | Non
 def _results_of_one_kind(results: Iterable[Result]) -> list[Result]:
     results = list(results)
     kinds = {type(result) for result in results}
-    if len(kinds) != 1 or not kinds <= {Match, ObjectJaccard, PixelScores}:
+    if len(kinds) != 1 or not kinds <= set(Result.__constraints__):
         found = ", ".join(sorted(kind.__name__ for kind in kinds)) or "none"
-        raise ValueError(
-            f"results must all be Match, all ObjectJaccard or all PixelScores, got {found}."
-        )
+        known = ", ".join(kind.__name__ for kind in Result.__constraints__)
+        raise ValueError(f"results must all be of one kind ({known}), got {found}.")
     return results
 
 
@@ -504,6 +646,23 @@ def _areas(ids: NDArray, counts: NDArray) -> tuple[NDArray, NDArray]:
 
 def _all_different(numbers: NDArray) -> bool:
     return np.unique(numbers).size == numbers.size
+
+
+def _joined(
+    groups: NDArray, areas: NDArray, chosen: NDArray, of_other: NDArray, shared: NDArray
+) -> NDArray:
+    """How many partners each object has that together match it; 0 where fewer than two do, or none.
+
+    `groups` (K,) is the object of every pair, `areas` (objects,) its area, `chosen` (K,) which
+    pairs count, `of_other` (K,) the partner's area and `shared` (K,) the pixels in common. Partners
+    match an object together if the Jaccard index of it and of them all exceeds one half.
+    """
+
+    def total(weights: NDArray) -> NDArray:
+        return np.bincount(groups[chosen], weights[chosen], areas.size).astype(np.int64)
+
+    count = total(np.ones_like(shared))
+    return np.where((count >= 2) & (3 * total(shared) > areas + total(of_other)), count, 0)
 
 
 def _is_largest(groups: NDArray, values: NDArray) -> NDArray:

@@ -7,6 +7,9 @@ Pooled scores sum the counts over images before dividing, so an image weighs by 
 per-image means divide first, so every image weighs the same. Scores whose name or definition asks
 for it are means over images in either block. An image that is empty on both sides has no score
 (NaN, `null` in the file): it adds nothing to the pooled counts and stays out of the means.
+
+Records made before the book counted as Kromp et al. do lack those counts and the scores that follow
+from them (`KROMP_METRICS`): these are NaN when such a record is read.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ from nuctut.samples import SOURCES, SampleSet
 
 SCHEMA = 1
 PRESETS = ("smoke", "read", "lite", "paper")
+STAND_IN = "stand-in"  # a source, and the folder in a chapter's that keeps its records apart
 NETWORKS = "networks"  # the folder of the networks that come with the book, beside the records
 OWN_FOLDER = "NUCTUT_RECORDS"
 THRESHOLD_KEYS = tuple(f"{iou:.2f}" for iou in metrics.IOU_THRESHOLDS)
@@ -96,15 +100,13 @@ def image_row(
     objects = metrics.object_jaccard(
         labels_true, labels_pred if object_pred is None else object_pred
     )
-    nuclei = metrics.pixel_scores(
+    nuclei = _pixel_counts(
         labels_true > 0 if nuclei_true is None else nuclei_true,
         labels_pred > 0 if nuclei_pred is None else nuclei_pred,
     )
     separations = None
     if separations_true is not None:
-        separations = _integers(
-            metrics.pixel_scores(separations_true, separations_pred), "tp", "fp", "fn", "tn"
-        )
+        separations = _pixel_counts(separations_true, separations_pred)
     row = {
         "key": key,
         "n_true": matches[0].tp + matches[0].fn,
@@ -113,12 +115,22 @@ def image_row(
             name: _integers(match, "tp", "fp", "fn") | {"iou_sum": round(float(match.iou_sum), 6)}
             for name, match in zip(THRESHOLD_KEYS, matches, strict=True)
         },
-        "nuclei": _integers(nuclei, "tp", "fp", "fn", "tn"),
+        "nuclei": nuclei,
         "separations": separations,
+        "kromp": _kromp(table.detection()),
         "aggregated_jaccard": _rounded(table.aggregated_jaccard()),
         "seconds": _rounded(seconds),
     }
     return row | {"tags": dict(tags)} if tags else row
+
+
+def _pixel_counts(mask_true: np.ndarray, mask_pred: np.ndarray) -> dict[str, int]:
+    return _integers(metrics.pixel_scores(mask_true, mask_pred), "tp", "fp", "fn", "tn")
+
+
+def _kromp(found: metrics.Detection) -> dict[str, float]:
+    counts = _integers(found, "tp", "fp", "fn", "us", "os", "shared", "union")
+    return counts | {"dice_sum": round(float(found.dice_sum), 6)}
 
 
 def _integers(result: Any, *names: str) -> dict[str, int]:
@@ -134,7 +146,7 @@ def _values(rows: Sequence[Row], *path: str) -> np.ndarray:
 
     def dig(value: Any) -> float:
         for name in path:
-            value = None if value is None else value[name]
+            value = None if value is None else value.get(name)
         return math.nan if value is None else value
 
     return np.array([dig(row) for row in rows], dtype=float)
@@ -214,6 +226,29 @@ def _aggregated_jaccard(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     return values, np.ones_like(values)
 
 
+def _kromp_fraction(part: str, *whole: str, doubled: bool = False) -> Fraction:
+    """A score from Kromp's counts: `part` over the sum of `whole`; `doubled` weighs tp twice."""
+
+    def fraction(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+        of = {name: _values(rows, "kromp", name)[:, None] for name in (*whole, part, *COUNTED)}
+        twice = of["tp"] if doubled else 0
+        anything = sum(of[name] for name in COUNTED) > 0
+        total = sum(of[name] for name in whole) + twice
+        return of[part] + twice, np.where(anything, np.maximum(total, TRACE), total)
+
+    return fraction
+
+
+def _kromp_rate(count: str) -> Fraction:
+    """A share of the true nuclei; as of the count error, none where there are none."""
+
+    def fraction(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+        wrong, tp, fn = (_values(rows, "kromp", name)[:, None] for name in (count, "tp", "fn"))
+        return wrong, tp + fn
+
+    return fraction
+
+
 def _mean_over_images(fraction: Fraction) -> Fraction:
     """The mean of the images' own scores: 1 is the weight of an image, 0 where it has no score."""
 
@@ -230,6 +265,22 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=nothing, where=np.asarray(denominator) > 0)
 
 
+COUNTED = ("tp", "fp", "fn")
+# Where one side is empty there is nothing to divide by, but the score is 0 and not missing: such an
+# image counts this much, which is lost beside any image that counts at all.
+TRACE = 1e-300
+
+# By the rule of `metrics.detection`, pooled over images as in the paper's tables.
+KROMP_FRACTIONS: dict[str, Fraction] = {
+    "recall": _kromp_fraction("tp", "tp", "fn"),
+    "precision": _kromp_fraction("tp", "tp", "fp"),
+    "f1_kromp": _kromp_fraction("tp", "tp", "fp", "fn", doubled=True),
+    "us_rate": _kromp_rate("us"),
+    "os_rate": _kromp_rate("os"),
+    "dice_found": _kromp_fraction("dice_sum", "tp"),
+    "aggregated_jaccard_kromp": _kromp_fraction("shared", "union"),
+}
+KROMP_METRICS = tuple(KROMP_FRACTIONS)
 FRACTIONS: dict[str, Fraction] = {
     "object_jaccard": _object_jaccard,
     "f1_50": _match_fraction(("0.50",), 0.5),
@@ -245,10 +296,13 @@ FRACTIONS: dict[str, Fraction] = {
     "pixel_iou": _pixel_iou,
     "pixel_iou_per_image": _mean_over_images(_pixel_iou),
     "mean_class_iou": _class_ious,
+    **KROMP_FRACTIONS,
 }
 METRICS = tuple(FRACTIONS)
-ERRORS = frozenset({"count_error"})
-"""The metrics of which less is better; they may exceed 1, and no other does."""
+UNBOUNDED = frozenset({"count_error"})
+"""The metrics that may exceed 1."""
+ERRORS = UNBOUNDED | {"us_rate", "os_rate"}
+"""The metrics of which less is better."""
 
 
 def pooled(
@@ -446,6 +500,9 @@ _Fit = _block(
     accepted_old_code=bool,
 )
 _Pixels = _block(tp=Count, fp=Count, fn=Count, tn=Count)
+_Kromp = _block(
+    **dict.fromkeys(("tp", "fp", "fn", "us", "os", "shared", "union"), Count), dice_sum=Measure
+)
 _Match = _block(tp=Count, fp=Count, fn=Count, iou_sum=Measure)
 _Row = _block(
     key=Text,
@@ -454,16 +511,23 @@ _Row = _block(
     match=_block(**dict.fromkeys(THRESHOLD_KEYS, _Match)),
     nuclei=_Pixels,
     separations=_Pixels | None,
+    kromp=NotRequired[_Kromp],
     aggregated_jaccard=_Share | None,
     seconds=Measure | None,
     tags=NotRequired[dict[str, Text]],
 )
-_Scores = _block(**dict.fromkeys(METRICS, _Score))
+_Scores = Annotated[
+    _block(
+        **dict.fromkeys(METRICS, _Score) | dict.fromkeys(KROMP_METRICS, NotRequired[_Score]),
+    ),
+    AfterValidator(lambda given: dict.fromkeys(METRICS, math.nan) | given),
+]
 
 
 def _check_row(row: Row) -> Row:
     """The counts of an image must be such as one pair of label images can give."""
     _check_matches(row)
+    _check_kromp(row)
     objects, half = row["object"], row["match"]["0.50"]
     empty = half["tp"] + half["fp"] + half["fn"] == 0
     pixels = [sum(row[block].values()) for block in ("nuclei", "separations") if row[block]]
@@ -503,6 +567,23 @@ def _check_matches(row: Row) -> None:
             )
 
 
+def _check_kromp(row: Row) -> None:
+    """Kromp's counts are of the same nuclei; who finds by them also matches at IoU 0.5."""
+    if (counts := row.get("kromp")) is None:
+        return
+    half = row["match"]["0.50"]
+    for side, total in (("fn", row["n_true"]), ("fp", half["tp"] + half["fp"])):
+        if counts["tp"] + counts[side] != total:
+            raise ValueError(f"kromp: tp + {side} must be {total}, as match counts.")
+    most = {"tp": half["tp"], "us": counts["fn"], "os": row["n_true"], "shared": counts["union"]}
+    for name, limit in most.items():
+        if counts[name] > limit:
+            raise ValueError(f"kromp.{name} must be at most {limit}.")
+    # of what is found, the Jaccard index lies above 1/2, and so the Dice coefficient above 2/3
+    if not 2 / 3 * counts["tp"] - ROUNDING <= counts["dice_sum"] <= counts["tp"] + ROUNDING:
+        raise ValueError("kromp.dice_sum must lie from two thirds of tp to tp.")
+
+
 def _check_budget(budget: dict[str, Any]) -> dict[str, Any]:
     """What a budget holds besides is reckoned with, too: the seconds of steps."""
     for name in budget.keys() - _Budget.__annotations__:
@@ -522,6 +603,8 @@ def _check_record(record: Record) -> Record:
         raise ValueError(f"images hold the key {shown(key)} more than once.")
     if len({row["separations"] is None for row in rows}) > 1:
         raise ValueError("images must have separations in every row, or null in every row.")
+    if len({"kromp" in row for row in rows}) > 1:
+        raise ValueError("images must have kromp in every row, or in none.")
     for block, compute in (("scores", scores), ("scores_per_image_mean", scores_per_image_mean)):
         for metric, given in compute(rows).items():
             stored = getattr(record, block)[metric]
@@ -638,8 +721,18 @@ class Record:
     @property
     def obstacle(self) -> str:
         """Why no published number may stand beside it, in words; empty where one may."""
+        source = self.data["source"]
+        return f"{source} data" if source != "real" else self.flaw
+
+    @property
+    def flaw(self) -> str:
+        """Why it does not belong into `results/`, in words; empty where it does.
+
+        There belong evidence, and what would be evidence but for a stand-in: a claim may be tried
+        on that, and is then marked so, but no published number stands beside it.
+        """
         trained = self.fit["git_commit"] if self.fit else None
-        return _obstacle(self.preset, self.data["source"], self.git_commit, trained)
+        return _flaw(self.preset, self.data["source"], self.git_commit, trained)
 
     @property
     def is_evidence(self) -> bool:
@@ -651,9 +744,9 @@ class Record:
         return not self.obstacle
 
 
-def _obstacle(preset: str, source: str, measured: str | None, trained: str | None = None) -> str:
-    """What keeps a run of these commits from being evidence; empty where nothing does."""
-    if source != "real":
+def _flaw(preset: str, source: str, measured: str | None, trained: str | None = None) -> str:
+    """What keeps the record of a run of these commits out of `results/`; empty where nothing."""
+    if source not in ("real", STAND_IN):
         return f"{source} data"
     if preset not in ("lite", "paper"):
         return f"{preset} preset"
@@ -664,9 +757,9 @@ def _obstacle(preset: str, source: str, measured: str | None, trained: str | Non
 
 
 def folder_for(preset: str, source: str, swept: str = "") -> Path:
-    """Where a record belongs: `results/` (committed) for evidence, else below `runs/`.
+    """Where a record belongs: `results/` (committed) where nothing keeps it out, else `runs/`.
 
-    What would be evidence but for a changed checkout is below `runs/` too, with a warning.
+    What can keep it out, see `Record.flaw`. Of a changed checkout alone there is a warning.
     A run of a sweep is told in $NUCTUT_RECORDS to keep its records to itself, whatever they are.
 
     Args:
@@ -675,18 +768,18 @@ def folder_for(preset: str, source: str, swept: str = "") -> Path:
     """
     if swept and not os.environ.get(OWN_FOLDER):
         return runs_root() / "swept" / swept
-    return _folder(_obstacle(preset, source, machine.git_commit()))
+    return _folder(_flaw(preset, source, machine.git_commit()))
 
 
-def _folder(obstacle: str) -> Path:
-    """Where a record belongs that this keeps from being evidence."""
+def _folder(flaw: str) -> Path:
+    """Where a record belongs that this keeps out of `results/`."""
     if own := os.environ.get(OWN_FOLDER):
         return Path(own)
-    if not obstacle:
+    if not flaw:
         return results_root()
-    if obstacle.endswith("checkout"):
+    if flaw.endswith("checkout"):
         warnings.warn(
-            f"No evidence: {obstacle}. The record goes below {runs_root()}; commit the changes "
+            f"No evidence: {flaw}. The record goes below {runs_root()}; commit the changes "
             "and run again.",
             stacklevel=3,
         )
@@ -699,11 +792,12 @@ def _folder(obstacle: str) -> Path:
 def write(record: Record, folder: Path | None = None) -> Path:
     """Write a record, whole or not at all.
 
-    The file is `<folder>/<chapter>/<variant>--<preset>--s<seed>.json`.
+    The file is `<folder>/<chapter>/<variant>--<preset>--s<seed>.json`; that of a stand-in lies one
+    folder deeper, in `stand-in/`, so that it is told apart and never takes a real one's place.
 
     Args:
         record: What to write; an older file of the same name is replaced.
-        folder: By default `results/` for evidence, else below `runs/`, see `folder_for`.
+        folder: By default `results/` or below `runs/`, see `folder_for`.
 
     Returns:
         The file's path.
@@ -714,7 +808,9 @@ def write(record: Record, folder: Path | None = None) -> Path:
     content = {name: value for name, value in asdict(record).items() if name != "path"}
     name, text = f"{record.name}.json", _as_text(_plain(content))
     _parse(text, name)
-    path = (_folder(record.obstacle) if folder is None else Path(folder)) / record.chapter / name
+    chosen = _folder(record.flaw) if folder is None else Path(folder)
+    chosen = chosen / record.chapter
+    path = (chosen / STAND_IN if record.data["source"] == STAND_IN else chosen) / name
     if _is_below_runs(path):
         own(path.parent)
     else:

@@ -10,7 +10,7 @@ a gap below `SMALLEST_GAP` counts as that.
 * *reproduced*: the whole interval is within half the gap, so that the measured number could not be
   taken for another row's;
 * *higher* or *lower*: the whole interval is further away;
-* *inconclusive*: anything else.
+* *inconclusive*: anything else; also where there is but one field of view, and so no interval.
 
 A claim ("this beats that") is judged on how much better the one is than the other on the same
 images with the same seeds. It *holds* or *fails* when that differs from zero at a level of 5 %, all
@@ -18,7 +18,11 @@ claims of a paper taken together (`uncertainty.holm`), and is *unclear* otherwis
 *not comparable* mean what they do above. A claim `against` a second metric says that the first
 shows the difference more: the effect is what the one is better by in the first, less what it is
 better by in the second. A claim with a `floor` says that the one is not far behind the other: it
-is nearer to it than to the floor, so the effect is how far above the middle of both it is.
+is nearer to it than to the floor, so the effect is how far above the middle of both it is. A claim
+with `rival` says that the one gains more on the other than the one of a second pair does.
+
+Where a paper names a stand-in, claims may be tried on that while there is no record of the paper's
+own data; the verdict then says so. Published numbers never stand beside a stand-in's.
 
 Intervals are those of `uncertainty`: fields of view are drawn anew, and the pooled score is
 computed again from the drawn images' counts; the scatter of the seeds is added. With fewer than
@@ -37,8 +41,8 @@ import math
 import re
 import tomllib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cache
 from itertools import count
@@ -53,7 +57,19 @@ from pydantic import AfterValidator, Field
 
 from nuctut.files import STRICT, Count, Malformed, Measure, Text, parse_json, read_text
 from nuctut.paths import project_root, results_root, runs_root
-from nuctut.records import ERRORS, METRICS, PRESETS, Record, files_in, pooled, read, read_all
+from nuctut.records import (
+    ERRORS,
+    METRICS,
+    PRESETS,
+    STAND_IN,
+    UNBOUNDED,
+    Record,
+    files_in,
+    pooled,
+    read,
+    read_all,
+)
+from nuctut.records import scores as scores_of
 from nuctut.samples import SOURCES
 from nuctut.uncertainty import LEVEL, Estimate, draws, holm
 
@@ -75,10 +91,20 @@ METRIC_NAMES = {
     "pixel_iou": "pixel IoU, pooled",
     "pixel_iou_per_image": "pixel IoU, by image",
     "mean_class_iou": "pixel IoU, two classes",
+    "recall": "recall",
+    "precision": "precision",
+    "f1_kromp": "F1 by Kromp's rule",
+    "us_rate": "share of nuclei merged",
+    "os_rate": "share of nuclei split",
+    "dice_found": "Dice of the nuclei found",
+    "aggregated_jaccard_kromp": "aggregated Jaccard, Kromp's",
 }
 
 
 # --- what a paper published ---------------------------------------------------------------------
+
+
+Part = dict[Text, Text]  # images are of it whose tags are these
 
 
 @dataclass(frozen=True)
@@ -89,7 +115,9 @@ class PublishedScore:
     stands here once for each.
     `note` says how the cell was read where the paper leaves that open; `obstacle` says why it
     cannot be compared at all. `split` and `images` are what it was measured on, where that is not
-    what the paper's other numbers were measured on.
+    what the paper's other numbers were measured on. A number of some images alone is that of the
+    `part` that bears these tags, `part_images` in the paper; `subset` names the `Subset` whose
+    records may speak for it, too. `fold` is the table that a page shows it under.
     """
 
     __pydantic_config__ = STRICT
@@ -103,6 +131,93 @@ class PublishedScore:
     obstacle: str = ""
     split: str = ""
     images: Count = 0
+    part: Part = field(default_factory=dict)
+    part_images: Count = 0
+    subset: str = ""
+    fold: str = ""
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """A table of the paper, or a block of one: a number for every variant in every column.
+
+    `of` says in words what the block is of, and `values` holds its columns by the paper's names for
+    them. All else is as in `PublishedScore`.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: Text
+    variants: tuple[Text, ...]
+    values: dict[Text, tuple[Measure, ...]]
+    of: str = ""
+    part: Part = field(default_factory=dict)
+    part_images: Count = 0
+    subset: str = ""
+    note: str = ""
+    obstacle: str = ""
+
+    def cells(self, paper: Published) -> Iterator[PublishedScore]:
+        """Its numbers, column by column.
+
+        Raises:
+            ValueError: For a column or a variant that the paper does not name, or a column of
+                another length than there are variants.
+        """
+        where = ", ".join(filter(None, (self.name, self.of)))
+        for column, values in self.values.items():
+            if column not in paper.columns:
+                raise ValueError(f"{where}: columns does not say which metric {column} is.")
+            if len(values) != len(self.variants):
+                raise ValueError(
+                    f"{where}: {column} must hold a number for each of {len(self.variants)} "
+                    f"variants, not {len(values)}."
+                )
+            for variant, value in zip(self.variants, values, strict=True):
+                if variant not in paper.names:
+                    raise ValueError(f"{where}: names does not say what {variant} is.")
+                yield PublishedScore(
+                    table=f"{where}, {column}",
+                    row=paper.names[variant],
+                    variant=variant,
+                    metric=paper.columns[column],
+                    value=value,
+                    note=self.note,
+                    obstacle=self.obstacle,
+                    part=self.part,
+                    part_images=self.part_images,
+                    subset=self.subset,
+                    fold=self.name,
+                )
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A part of the paper's data that stands on disk by itself, with methods that saw no more.
+
+    Records of it bear its name behind the variant's, such as "u-net-scaled-neuroblastoma", and
+    speak for the numbers that name the subset while none of the whole does. `data`, `split` and
+    `images` are what they are measured on; `caution` goes with every verdict that rests on them.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: Text
+    data: Text
+    split: Text
+    images: Count
+    caution: Text
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """Other real data, on which the paper's claims may be tried: its name, split and title."""
+
+    __pydantic_config__ = STRICT
+
+    data: Text
+    split: Text
+    title: Text
 
 
 @dataclass(frozen=True)
@@ -128,7 +243,12 @@ class Claim:
 
     With `against`, another metric, by that much more than in it. With `floor`, a third variant,
     `better` need only be nearer to `worse` than to that, by `published_effect` above the middle.
-    A `headline` is among the few that a reader is told first.
+    With `rival`, two more variants, it beats `worse` by that much more than the first of them beats
+    the second. A `headline` is among the few that a reader is told first.
+
+    `part` and `subset` are as in `PublishedScore`. Where the paper has a stand-in, `counterpart` is
+    the part of it that a claim about a part may be tried on, {} being the whole; without one, such
+    a claim is not.
     """
 
     __pydantic_config__ = STRICT
@@ -142,11 +262,27 @@ class Claim:
     floor: str = ""
     note: str = ""
     headline: bool = False
+    rival: tuple[Text, ...] = ()
+    part: Part = field(default_factory=dict)
+    subset: str = ""
+    counterpart: Part | None = None
 
     @property
     def variants(self) -> tuple[str, ...]:
         """Whose records it takes to judge it."""
-        return tuple(filter(None, (self.better, self.worse, self.floor)))
+        return (*filter(None, (self.better, self.worse, self.floor)), *self.rival)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """How much the score of each of `variants` counts in the effect."""
+        if self.rival:
+            return (1, -1, -1, 1)
+        return (1, -0.5, -0.5) if self.floor else (1, -1)
+
+    @property
+    def stands_in(self) -> Part | None:
+        """The part of a stand-in that it may be tried on; None where it may not be."""
+        return self.counterpart if self.part else {}
 
 
 @dataclass(frozen=True)
@@ -175,7 +311,8 @@ class Goal:
 class Published:
     """What one paper printed: whose it is, what it was measured on, its numbers and claims.
 
-    And the goals of the chapter that rebuilds it.
+    And the goals of the chapter that rebuilds it. What a file has in `tables`, with the metrics
+    that their `columns` are and the `names` of their variants, stands in `scores` once it is read.
     """
 
     __pydantic_config__ = STRICT
@@ -188,15 +325,26 @@ class Published:
     split: Text
     images: Count
     scores: tuple[PublishedScore, ...] = ()
+    tables: tuple[PublishedTable, ...] = ()
+    columns: dict[Text, Literal[*METRICS]] = field(default_factory=dict)
+    names: dict[Text, Text] = field(default_factory=dict)
+    subsets: tuple[Subset, ...] = ()
+    stand_in: StandIn | None = None
     times: tuple[PublishedTime, ...] = ()
     claims: tuple[Claim, ...] = ()
     goals: tuple[Goal, ...] = ()
 
     def measured_on(self, variant: str) -> tuple[str, int]:
         """The split, and the number of its images, that a variant's numbers are of."""
+        if subset := self.subset_of(variant):
+            return subset.split, subset.images
         of_variant = (score for score in self.scores if score.variant == variant)
         cell = next(of_variant, None)
         return (cell and cell.split) or self.split, (cell and cell.images) or self.images
+
+    def subset_of(self, variant: str) -> Subset | None:
+        """The subset that a variant's records are of, if they are of one."""
+        return next((one for one in self.subsets if variant.endswith(f"-{one.name}")), None)
 
 
 def papers() -> tuple[str, ...]:
@@ -233,20 +381,26 @@ def read_published(path: Path) -> Published:
         as_json = json.dumps(content, default=str)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"{path}: not a TOML file ({error}).") from error
-    return parse_json(as_json, Annotated[Published, AfterValidator(_check_published)], str(path))
+    checks = AfterValidator(_with_cells), AfterValidator(_check_published)
+    return parse_json(as_json, Annotated[Published, *checks], str(path))
+
+
+def _with_cells(paper: Published) -> Published:
+    """The paper with the numbers of its tables among its scores."""
+    cells = (cell for table in paper.tables for cell in table.cells(paper))
+    return replace(paper, scores=(*paper.scores, *cells), tables=())
 
 
 def _check_published(paper: Published) -> Published:
     """Cells must be unique, values possible, effects what the tables give."""
-    values: dict[tuple[str, str], float] = {}
+    values: dict[tuple, PublishedScore] = {}
     printed: dict[tuple[str, str], float] = {}
-
-    def value(variant: str, metric: str) -> float:
-        return values.get((variant, metric), math.nan)
-
+    subsets = {"", *(subset.name for subset in paper.subsets)}
     for index, score in enumerate(paper.scores):
-        where = f"scores.{index}"
-        most = math.inf if score.metric in ERRORS else 1
+        where = f"{score.table}, {score.row}" if score.fold else f"scores.{index}"
+        most = math.inf if score.metric in UNBOUNDED else 1
+        if score.subset not in subsets:
+            raise ValueError(f"{where}: the paper has no subset {score.subset!r}.")
         if score.value > most:
             raise ValueError(f"{where}.value must lie from 0 to {most}, not {score.value}.")
         if (score.split or paper.split, score.images or paper.images) != paper.measured_on(
@@ -261,11 +415,17 @@ def _check_published(paper: Published) -> Published:
                 f"{where}: {score.table}, {score.row} has another value in an earlier entry; "
                 "the table's name must tell its columns apart."
             )
-        if (score.variant, score.metric) in values:
+        first = values.setdefault(_place(score, score.variant, score.metric), score)
+        # a paper may print a number again in another table
+        again = first.table != score.table and first.value == score.value
+        if first is not score and not again:
             raise ValueError(f"{where}: {score.variant} has a {score.metric} already.")
-        values[score.variant, score.metric] = score.value
     for index, claim in enumerate(paper.claims):
-        effect = _effect(claim, value, claim.variants)
+        if len(claim.rival) not in (0, 2) or (claim.rival and claim.floor):
+            raise ValueError(f"claims.{index}.rival must be two variants, and without a floor.")
+        if claim.subset not in subsets:
+            raise ValueError(f"claims.{index}: the paper has no subset {claim.subset!r}.")
+        effect = _effect(claim, _published_value(claim, values), claim.variants)
         if abs(effect - claim.published_effect) > 5e-4:
             raise ValueError(
                 f"claims.{index}.published_effect must be {effect:.3f}, as the tables give, "
@@ -280,6 +440,23 @@ def _check_published(paper: Published) -> Published:
     return paper
 
 
+def _place(of: PublishedScore | Claim, variant: str, metric: str) -> tuple:
+    """What tells a number of the paper from all others."""
+    return variant, metric, tuple(sorted(of.part.items()))
+
+
+def _published_value(
+    claim: Claim, values: Mapping[tuple, PublishedScore]
+) -> Callable[[str, str], float]:
+    """Gives the paper's number for a variant in a metric, on the claim's part of the data."""
+
+    def value(variant: str, metric: str) -> float:
+        cell = values.get(_place(claim, variant, metric))
+        return cell.value if cell else math.nan
+
+    return value
+
+
 Side = TypeVar("Side")
 Scores = TypeVar("Scores", float, np.ndarray)
 
@@ -288,12 +465,12 @@ def _effect(claim: Claim, score: Callable[[Side, str], Scores], sides: Sequence[
     """How much better the first side is than the second; below zero where it is worse.
 
     `score` gives a side's score, or resampled scores, in a metric. Of a claim with a floor: than
-    the middle of the second and the third.
+    the middle of the second and the third; of one with rivals: than the third is than the fourth.
     """
 
     def gain(metric: str) -> Scores:
-        best, *others = (score(side, metric) for side in sides)
-        difference = best - sum(others) / len(others)
+        weighed = zip(claim.weights, sides, strict=True)
+        difference = sum(weight * score(side, metric) for weight, side in weighed)
         return -difference if metric in ERRORS else difference
 
     return gain(claim.metric) - gain(claim.against) if claim.against else gain(claim.metric)
@@ -320,11 +497,16 @@ def evidence() -> list[Record]:
 
 
 def _speaking_for(
-    records: Iterable[Record], paper: Published, variant: str, preset: str | None = None
+    records: Iterable[Record],
+    paper: Published,
+    variant: str,
+    preset: str | None = None,
+    subset: str = "",
 ) -> list[Record]:
     """The records of a variant at its best preset, one per seed, by seed; comparable ones first.
 
-    Of leftovers that prove nothing, those measured on the same images as the newest.
+    Of leftovers that prove nothing, those measured on the same images as the newest. With a
+    `subset`, its records may speak where none of the whole data does.
 
     Raises:
         ValueError: When evidence was not all measured on the same images, naming two records.
@@ -332,7 +514,8 @@ def _speaking_for(
     own = [
         record
         for record in records
-        if (record.chapter, record.variant) == (paper.chapter, variant)
+        if record.chapter == paper.chapter
+        and record.variant in (variant, f"{variant}-{subset}")
         and preset in (None, record.preset)
     ]
     if not own:
@@ -341,7 +524,8 @@ def _speaking_for(
     def rank(record: Record) -> tuple:
         comparable = not _obstacle(record, paper)
         source = -SOURCES.index(record.data["source"])
-        return comparable, PRESETS.index(record.preset), source
+        whole = record.variant == variant
+        return comparable, whole, PRESETS.index(record.preset), source
 
     best = max(rank(record) for record in own)
     chosen = sorted((r for r in own if rank(r) == best), key=lambda record: record.seed)
@@ -362,15 +546,46 @@ def _speaking_for(
 
 def _obstacle(record: Record, paper: Published) -> str:
     """Why a record may not stand beside the paper's number; empty when it may."""
-    data = record.data
+    data, subset = record.data, paper.subset_of(record.variant)
+    name = subset.data if subset else paper.data
     split, images = paper.measured_on(record.variant)
     if record.obstacle:
         return record.obstacle
-    if (data["name"], data["split"]) != (paper.data, split):
-        return f"measured on {data['name']} {data['split']}, not {paper.data} {split}"
+    if (data["name"], data["split"]) != (name, split):
+        return f"measured on {data['name']} {data['split']}, not {name} {split}"
     if data["count"] != images:
         return f"measured on {data['count']} of {images} images"
     return ""
+
+
+def _stands_in(record: Record, paper: Published) -> bool:
+    """Whether claims of the paper may be tried on the data of a record, which are a stand-in."""
+    stand_in, data = paper.stand_in, record.data
+    return (
+        stand_in is not None
+        and not record.flaw
+        and data["source"] == STAND_IN
+        and (data["name"], data["split"]) == (stand_in.data, stand_in.split)
+    )
+
+
+def _part_of(records: Sequence[Record], part: Part) -> list[Record]:
+    """The records as if only the images with these tags had been measured.
+
+    Raises:
+        LookupError: When no image of a record has them, saying so.
+    """
+    if not part:
+        return list(records)
+    words = ", ".join(part.values())
+    found = []
+    for record in records:
+        rows = [row for row in record.images if part.items() <= row.get("tags", {}).items()]
+        if not rows:
+            raise LookupError(f"no image of it is tagged as {words}")
+        data = record.data | {"count": len(rows), "part": words}
+        found.append(replace(record, images=rows, data=data, scores=scores_of(rows)))
+    return found
 
 
 # --- how sure a number is -----------------------------------------------------------------------
@@ -385,6 +600,9 @@ def estimate(records: Sequence[Record], metric: str, by: str = "field") -> Estim
         by: The tag of an image that says with which others it is drawn; one without it is drawn
             by itself.
 
+    Returns:
+        The estimate; without an interval where all images are of one field.
+
     Raises:
         ValueError: When two records hold different images, naming both.
     """
@@ -396,16 +614,22 @@ def _drawn_scores(
     records: Sequence[Record], by: str
 ) -> Callable[[Sequence[Record], str], np.ndarray]:
     """Gives a side's score, averaged over its seeds, under draws that all sides share."""
-    first, *_ = records
     keys = _keys(records)
-    tags = {row["key"]: row.get("tags", {}) for row in first.images}
-    drawn = draws([tags[key].get(by, key) for key in keys])
+    units = _units(records[0], by)
+    drawn = draws([units[key] for key in keys])
+    if len(set(units.values())) == 1:  # to draw one again and again tells nothing of others
+        drawn = np.full_like(drawn, math.nan)
 
     def score(side: Sequence[Record], metric: str) -> np.ndarray:
         rows = [{row["key"]: row for row in record.images} for record in side]
         return np.mean([pooled([of[key] for key in keys], metric, drawn) for of in rows], axis=0)
 
     return score
+
+
+def _units(record: Record, by: str) -> dict[str, str]:
+    """What every image is drawn with, by its key: its field of view, or the image by itself."""
+    return {row["key"]: row.get("tags", {}).get(by, row["key"]) for row in record.images}
 
 
 def _by_seed(records: Sequence[Record], metric: str) -> tuple[float, ...]:
@@ -462,23 +686,26 @@ def claim_verdict(effect: float, p: float) -> str:
 # --- the tables ---------------------------------------------------------------------------------
 
 NO_SCORE = "nothing to score in these images"
+ONE_FIELD = "one field of view: no interval"
 PROVENANCE = ("network", "data", "preset", "seeds", "repeats", "device", "git_commit", "files")
+PROVENANCE += ("stand_in", "caution")
 
 
 def compare_scores(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
     """Every cell of the paper's tables beside what was measured.
 
     Returns:
-        One line per published cell: paper, table, row, note, variant, metric, label, published,
-        measured (mean over the seeds), low, high, difference (NaN where not comparable), verdict,
-        reason (of a verdict that compares nothing) and `PROVENANCE`.
+        One line per published cell: paper, fold, table, row, note, variant, metric, label,
+        published, measured (mean over the seeds), low, high, difference (NaN where not comparable),
+        verdict, reason (of a verdict that compares nothing) and `PROVENANCE`.
     """
     records = list(records)
     lines = []
     for cell in paper.scores:
-        chosen = _speaking_for(records, paper, cell.variant)
+        chosen = _speaking_for(records, paper, cell.variant, subset=cell.subset)
         line = {
             "paper": paper.authors,
+            "fold": cell.fold,
             "table": cell.table,
             "row": cell.row,
             "note": cell.note,
@@ -487,22 +714,29 @@ def compare_scores(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
             "label": f"{cell.row}\n{METRIC_NAMES[cell.metric]}",
             "published": cell.value,
         }
-        lines.append(line | _measured(cell, chosen, paper) | _provenance(chosen))
-    columns = ["paper", "table", "row", "note", "variant", "metric", "label", "published"]
+        lines.append(line | _measured(cell, chosen, paper))
+    columns = ["paper", "fold", "table", "row", "note", "variant", "metric", "label", "published"]
     columns += ["measured", "low", "high", "difference", "verdict", "reason", *PROVENANCE]
     return pd.DataFrame(lines, columns=columns)
 
 
 def _measured(cell: PublishedScore, chosen: list[Record], paper: Published) -> dict[str, Any]:
     """The measured half of a line."""
+    line = dict.fromkeys(("measured", "low", "high", "difference"), math.nan)
+    line |= _provenance(chosen, paper)
     if not chosen:
-        nothing = dict.fromkeys(("measured", "low", "high", "difference"), math.nan)
-        return nothing | _no_verdict("not yet run", f"no record of {cell.variant}")
+        return line | _no_verdict("not yet run", f"no record of {cell.variant}")
+    reason = _obstacle(chosen[0], paper) or cell.obstacle
+    try:
+        chosen = _part_of(chosen, cell.part)
+    except LookupError as error:
+        return line | _no_verdict("not comparable", reason or str(error))
+    if len(chosen[0].images) != (cell.part_images or len(chosen[0].images)):
+        reason = reason or f"{len(chosen[0].images)} of the part's {cell.part_images} images"
     found = estimate(chosen, cell.metric)
     low, high = found.interval()
-    reason = _obstacle(chosen[0], paper) or cell.obstacle
     reason = reason or (NO_SCORE if math.isnan(found.value) else "")
-    line = {"measured": found.value, "low": low, "high": high}
+    line |= {"measured": found.value, "low": low, "high": high} | _provenance(chosen, paper)
     if reason:
         return line | {"difference": math.nan} | _no_verdict("not comparable", reason)
     name = verdict(cell.value, low, high, half_gap(paper, cell))
@@ -527,8 +761,7 @@ def judge_claims(paper: Published, records: Iterable[Record], by: str = "field")
     for claim in paper.claims:
         sides = _sides(claim, paper, records)
         line = {"paper": paper.authors} | asdict(claim)
-        line |= _judged(claim, sides, paper, records, by)
-        lines.append(line | _provenance([record for side in sides for record in side]))
+        lines.append(line | _judged(claim, sides, paper, records, by))
     for line, p in zip(lines, holm([line["p"] for line in lines]), strict=True):
         line["p"] = p
         if not math.isnan(p):
@@ -540,34 +773,45 @@ def judge_claims(paper: Published, records: Iterable[Record], by: str = "field")
 
 
 def _sides(claim: Claim, paper: Published, records: list[Record]) -> list[list[Record]]:
-    """All sides' records at the best preset that all ran, seed by seed; comparable ones first."""
-    candidates = []
-    for preset in reversed(PRESETS):
-        sides = [
-            {record.seed: record for record in _speaking_for(records, paper, variant, preset)}
-            for variant in claim.variants
-        ]
-        if seeds := sorted(set.intersection(*(set(side) for side in sides))):
-            candidates.append([[side[seed] for seed in seeds] for side in sides])
-    comparable = [
-        sides for sides in candidates if not any(_obstacle(side[0], paper) for side in sides)
-    ]
-    return (comparable or candidates or [[]])[0]
+    """All sides' records at the best preset that all ran, seed by seed.
+
+    Comparable ones come first, then those of a stand-in where the claim may be tried on it.
+    """
+    comparable = [record for record in records if not _obstacle(record, paper)]
+    standing_in = [record for record in records if _stands_in(record, paper)]
+    for pool in (comparable, [] if claim.stands_in is None else standing_in, records):
+        for preset in reversed(PRESETS):
+            chosen = (
+                _speaking_for(pool, paper, variant, preset, claim.subset)
+                for variant in claim.variants
+            )
+            sides = [{record.seed: record for record in side} for side in chosen]
+            if seeds := sorted(set.intersection(*(set(side) for side in sides))):
+                return [[side[seed] for seed in seeds] for side in sides]
+    return []
 
 
 def _judged(
     claim: Claim, sides: list[list[Record]], paper: Published, records: list[Record], by: str
 ) -> dict[str, Any]:
     """The measured half of a claim's line; a verdict follows where p is a number."""
+    everything = [record for side in sides for record in side]
     nothing = dict.fromkeys(("measured_effect", "low", "high", "p"), math.nan)
+    nothing |= _provenance(everything, paper)
     if not sides:
         ran = {record.variant for record in records if record.chapter == paper.chapter}
-        missing = [variant for variant in claim.variants if variant not in ran]
+        missing = [one for one in claim.variants if not {one, f"{one}-{claim.subset}"} & ran]
         if missing:
             return nothing | _no_verdict("not yet run", f"no record of {' and '.join(missing)}")
         return nothing | _no_verdict("not comparable", "no preset and seed that all sides ran")
     if len({side[0].data["fingerprint"] for side in sides}) > 1:
         return nothing | _no_verdict("not comparable", "the sides ran on different images")
+    tried = claim.stands_in is not None and _stands_in(everything[0], paper)
+    reason = "" if tried else next(filter(None, (_obstacle(s[0], paper) for s in sides)), "")
+    try:
+        sides = [_part_of(side, claim.stands_in if tried else claim.part) for side in sides]
+    except LookupError as error:
+        return nothing | _no_verdict("not comparable", reason or str(error))
     everything = [record for side in sides for record in side]
     seed_by_seed = [
         _effect(claim, lambda record, metric: record.scores[metric], of_seed)
@@ -579,12 +823,12 @@ def _judged(
         seed_by_seed,
     )
     low, high = found.interval()
-    reason = next(filter(None, (_obstacle(side[0], paper) for side in sides)), "")
     reason = reason or (NO_SCORE if math.isnan(found.value) else "")
     line = nothing | {"measured_effect": found.value, "low": low, "high": high}
+    line |= _provenance(everything, paper)
     if reason:
         return line | _no_verdict("not comparable", reason)
-    return line | {"p": found.p_value(), "reason": ""}
+    return line | {"p": found.p_value()} | _no_verdict("unclear", "")
 
 
 def judge_goals(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
@@ -605,7 +849,7 @@ def judge_goals(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
         chosen = _speaking_for(fitting, paper, goal.variant, goal.preset)
         line = {"variant": goal.variant, "measure": goal.measure, "cores": goal.cores}
         line |= {"goal": goal.value} | _reached(goal, chosen)
-        lines.append(line | _provenance(chosen))
+        lines.append(line | _provenance(chosen, paper))
     columns = ["variant", "measure", "cores", "goal", "by_seed", "verdict", "reason"]
     return pd.DataFrame(lines, columns=[*columns, *PROVENANCE])
 
@@ -637,7 +881,7 @@ def training_times(records: Iterable[Record]) -> pd.DataFrame:
 
     Returns:
         One line per chapter, preset, device and seed that trained anything, from the records that
-        are evidence: these four, networks (how many) and seconds (of all of them).
+        belong into `results/`: these four, networks (how many) and seconds (of all of them).
     """
     times = [
         {
@@ -649,7 +893,7 @@ def training_times(records: Iterable[Record]) -> pd.DataFrame:
             "seconds": record.budget["seconds"],
         }
         for record in records
-        if record.is_evidence and record.budget["updates"]
+        if not record.flaw and record.budget["updates"]
     ]
     columns = ["chapter", "preset", "device", "seed", "network", "seconds"]
     table = pd.DataFrame(times, columns=columns).drop_duplicates(columns[:5])
@@ -661,8 +905,8 @@ def prediction_times(records: Iterable[Record]) -> pd.DataFrame:
     """How long one image took, from pixels to labels, by method, preset and device.
 
     Returns:
-        One line per chapter, variant, preset and device, from the records that are evidence: these
-        four, data, seeds (which) and seconds (mean over images and seeds).
+        One line per chapter, variant, preset and device, from the records that belong into
+        `results/`: these four, data, seeds (which) and seconds (mean over images and seeds).
     """
     times = [
         {
@@ -675,7 +919,7 @@ def prediction_times(records: Iterable[Record]) -> pd.DataFrame:
             "seconds": record.budget["seconds_per_image"],
         }
         for record in records
-        if record.is_evidence and "seconds_per_image" in record.budget
+        if not record.flaw and "seconds_per_image" in record.budget
     ]
     columns = ["chapter", "variant", "preset", "device", "data", "seed", "seconds"]
     grouped = pd.DataFrame(times, columns=columns).groupby(columns[:5])
@@ -727,7 +971,8 @@ def compare_times(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
             line |= _no_verdict("not comparable", "other machines")
         else:
             line |= _no_verdict("not yet run", f"no record holds {time.budget}")
-        lines.append(line | {"machine": time.machine} | _provenance(chosen if seconds else []))
+        line |= {"machine": time.machine} | _provenance(chosen if seconds else [], paper)
+        lines.append(line)
     columns = ["what", "published", "measured", "ratio", "verdict", "reason", "machine"]
     return pd.DataFrame(lines, columns=[*columns, *PROVENANCE])
 
@@ -743,8 +988,12 @@ def _no_verdict(name: str, reason: str) -> dict[str, str]:
     return {"verdict": name, "reason": reason}
 
 
-def _provenance(records: Sequence[Record]) -> dict[str, str]:
+def _provenance(records: Sequence[Record], paper: Published) -> dict[str, str]:
     """What a line rests on; several different values of one field stand side by side."""
+    first = records[0] if records else None
+    subset = paper.subset_of(first.variant) if first else None
+    one_field = first and len(set(_units(first, "field").values())) == 1
+    cautions = (subset.caution if subset else "", ONE_FIELD if one_field else "")
 
     def joined(values: Iterable[str], between: str = ", ") -> str:
         return between.join(dict.fromkeys(values))
@@ -759,6 +1008,10 @@ def _provenance(records: Sequence[Record]) -> dict[str, str]:
         "device": joined(record.budget["device"] for record in records),
         "git_commit": joined(record.git_commit or "none" for record in records),
         "files": joined(file_of(record) for record in records),
+        "stand_in": f"on the stand-in {paper.stand_in.title}"
+        if first and _stands_in(first, paper)
+        else "",
+        "caution": "; ".join(filter(None, cautions)),
     }
 
 
@@ -775,7 +1028,9 @@ def _repeats(records: Sequence[Record]) -> str:
 def describe(record: Record) -> str:
     """What a record was measured on, such as "bbbc039 test (real, 50 images)"."""
     data = record.data
-    return f"{data['name']} {data['split']} ({data['source']}, {data['count']} images)"
+    split = data["split"] + _prefixed_one(", ", data.get("part", ""))
+    images = f"{data['count']} image{'s' * (data['count'] != 1)}"
+    return f"{data['name']} {split} ({data['source']}, {images})"
 
 
 def file_of(record: Record) -> str:
@@ -788,19 +1043,22 @@ def file_of(record: Record) -> str:
 def tally(table: pd.DataFrame) -> str:
     """How often each verdict was given, by preset, such as "lite: holds 5 · unclear 1".
 
-    A printed number that stands beside several readings of a score counts once: as its verdict
-    where all readings have the same, else as "depends on the reading".
+    What was tried on a stand-in is told apart. A printed number that stands beside several readings
+    of a score counts once: as its verdict where all readings have the same, else as "depends on the
+    reading".
     """
-    counted = table
-    if "row" in table:
-        counted = table.groupby(["paper", "table", "row"], sort=False).agg(
-            {"preset": "first", "verdict": lambda v: v.iloc[0] if v.nunique() == 1 else DEPENDS}
+    counted = table if "stand_in" in table else table.assign(stand_in="")
+    if "row" in counted:
+        verdict = {"verdict": lambda v: v.iloc[0] if v.nunique() == 1 else DEPENDS}
+        counted = counted.groupby(["paper", "table", "row"], sort=False).agg(
+            {"preset": "first", "stand_in": "first"} | verdict
         )
     parts = []
-    for preset, lines in counted.groupby("preset", sort=False):
+    for where, lines in counted.groupby(["preset", "stand_in"], sort=False):
         counts = lines["verdict"].value_counts()
         said = " · ".join(f"{name} {counts[name]}" for name in VERDICT_TINTS if name in counts)
-        parts.append(f"{preset}: {said}" if preset else said)
+        label = ", ".join(filter(None, where))
+        parts.append(f"{label}: {said}" if label else said)
     return "; ".join(parts)
 
 
@@ -808,7 +1066,7 @@ def told(claim: Any) -> str:
     """A line of `judge_claims` in a few words, for a sentence: the verdict and what it rests on."""
     if math.isnan(claim.measured_effect):
         return claim.verdict
-    effect = f"{_signed(claim.measured_effect)}, {_signed(claim.low)} to {_signed(claim.high)}"
+    effect = _signed(claim.measured_effect) + _prefixed_one(", ", _interval(claim, _signed))
     return f"{claim.verdict} ({effect}{_prefixed_one('; ', _share(claim))}; {rests_on(claim)})"
 
 
@@ -819,9 +1077,10 @@ def finding(claim: Any) -> str:
         return f"{said}."
     score = METRIC_NAMES[claim.metric] + _prefixed_one(", against ", _name(claim.against))
     found = f"measured {_signed(claim.measured_effect)} in {score}"
-    found += f", 95 % interval {_signed(claim.low)} to {_signed(claim.high)}"
+    found += _prefixed_one(", 95 % interval ", _interval(claim, _signed))
     found += f"; published {_signed(claim.published_effect)}"
-    return f"{said} ({found}; {', '.join(filter(None, (claim.preset, claim.repeats)))})."
+    rests_on = filter(None, (claim.preset, claim.stand_in, claim.repeats, claim.caution))
+    return f"{said} ({found}; {', '.join(rests_on)})."
 
 
 def sources(table: pd.DataFrame) -> str:
@@ -855,6 +1114,16 @@ def show_scores(table: pd.DataFrame) -> Styler:
     """`compare_scores` as a page shows it: intervals, verdict, and links to the records."""
     score = _names(table["metric"]) + ", " + table["table"]
     return _compared("Row", table["row"], score, table, "", _number)
+
+
+def show_scores_by_table(table: pd.DataFrame) -> str:
+    """`compare_scores` of a paper with many tables as HTML: each in a fold, under its tally."""
+    folds = []
+    for name, cells in table.groupby("fold", sort=False):
+        said = html.escape(f"{name}: {tally(cells)}")
+        shown = show_scores(cells).to_html()
+        folds.append(f"<details><summary>{said}</summary>{shown}</details>")
+    return "\n".join(folds)
 
 
 def show_claims(table: pd.DataFrame) -> Styler:
@@ -904,6 +1173,11 @@ def _prefixed_one(prefix: str, text: str) -> str:
     return f"{prefix}{text}" * bool(text)
 
 
+def _interval(line: Any, shown: Callable[[float], str]) -> str:
+    """From its low end to its high one; nothing where there is none."""
+    return "" if math.isnan(line.low) else f"{shown(line.low)} to {shown(line.high)}"
+
+
 def _share(claim: Any) -> str:
     """The measured effect as a share of the published one, where it goes the same way."""
     if claim.published_effect <= 0 or not claim.measured_effect > 0:
@@ -912,8 +1186,9 @@ def _share(claim: Any) -> str:
 
 
 def rests_on(line: Any) -> str:
-    """Preset, network and seeds that a verdict rests on."""
-    return ", ".join(filter(None, (line.preset, line.network, line.repeats)))
+    """Preset, network and seeds that a verdict rests on, and what else is to be known of it."""
+    known = (line.preset, line.stand_in, line.network, line.repeats, line.caution)
+    return ", ".join(filter(None, known))
 
 
 def show_claims_at_a_glance(table: pd.DataFrame) -> Styler:
@@ -1068,7 +1343,7 @@ def _with_interval(table: pd.DataFrame, name: str, shown: Callable[[float], str]
     texts = []
     for line in table.itertuples():
         value = getattr(line, name)
-        under = [f"{shown(line.low)} to {shown(line.high)}"]
+        under = [_interval(line, shown)]
         if "published_effect" in table:
             under.append(_share(line))
         small = "<br>".join(filter(None, under))
