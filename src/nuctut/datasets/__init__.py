@@ -8,13 +8,14 @@ them from passing as real.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nuctut.datasets import bbbc039, checking, dsb2018, fetching
+from nuctut.datasets import bbbc039, bitdepth, checking, dsb2018, fetching, sbsst265
 from nuctut.datasets.cache import cache_root, content_fingerprint, open_split
 from nuctut.datasets.checking import Listing
 from nuctut.datasets.spec import CheckReport, DatasetSpec, is_simulated
@@ -36,7 +37,10 @@ __all__ = [
     "status",
 ]
 
-REGISTRY: dict[str, DatasetSpec] = {spec.name: spec for spec in (bbbc039.SPEC, dsb2018.SPEC)}
+REGISTRY: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (bbbc039.SPEC, dsb2018.SPEC, sbsst265.SPEC, sbsst265.NEUROBLASTOMA, bitdepth.SPEC)
+}
 SOURCES = ("auto", "real", "excerpt", "simulated")
 
 
@@ -80,7 +84,7 @@ def simulated_root() -> Path:
     return cache_root() / "simulated"
 
 
-def load(name: str, split: str, source: str = "auto") -> SampleSet:
+def load(name: str, split: str, source: str = "auto", annotation: str | None = None) -> SampleSet:
     """A split of a data set; images are read when asked for.
 
     Labels that are spread over thousands of files are read the first time, and kept in a cache.
@@ -90,10 +94,13 @@ def load(name: str, split: str, source: str = "auto") -> SampleSet:
         split: One of the data set's splits, such as "training".
         source: "real" takes the paper's own data, "excerpt" the few images of it that come with the
             checkout, "simulated" invented images in the same layout (made on first use), "auto" the
-            first of these that there is. The result's `source` says which it was.
+            first of these that there is. The result's `source` says which it was: of a data set
+            that no paper used, "stand-in" instead of "real".
+        annotation: Another annotation of the same images, where the data set has one, such as
+            "first" of bitdepth_nucseg.
 
     Raises:
-        ValueError: For an unknown name, split or source; the message names what exists.
+        ValueError: For an unknown name, split, source or annotation; the message names what exists.
         FileNotFoundError: When what is asked for is missing, or the real data lack files.
     """
     spec = _spec(name)
@@ -101,13 +108,20 @@ def load(name: str, split: str, source: str = "auto") -> SampleSet:
         raise ValueError(f"{name} has no split {split!r}, but {', '.join(spec.splits)}.")
     if source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
+    if annotation is not None and annotation not in spec.annotations:
+        others = ", ".join(spec.annotations) or "none"
+        raise ValueError(f"{name} has no annotation {annotation!r} beside its own, but {others}.")
     folder, found, listings = _folder(spec, source)
     listing = listings.get(split) or checking.list_split(spec, folder, split)
     if spec.read_image:
         read, fingerprint = open_split(spec, folder, split, listing)
     else:
         read, fingerprint = partial(spec.read, folder), content_fingerprint(folder, listing)
-    about = {"name": name, "split": split, "source": found, "fingerprint": fingerprint}
+    if annotation is not None:
+        read = partial(spec.annotations[annotation], folder)
+        fingerprint = hashlib.sha256(f"{fingerprint}:{annotation}".encode()).hexdigest()
+    kind = "stand-in" if found == "real" and spec.stand_in else found
+    about = {"name": name, "split": split, "source": kind, "fingerprint": fingerprint}
     whole = spec.counts[split].images if found == "excerpt" else None
     return SampleSet(list(listing), read, **about, whole=whole)
 

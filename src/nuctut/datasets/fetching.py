@@ -61,11 +61,13 @@ def fetch(spec: DatasetSpec, root: Path, progress: bool = True) -> Path:
     Raises:
         FetchError: When anything goes wrong: no connection, a file of another size or checksum,
             no room, an archive that is damaged or would write elsewhere, missing or damaged
-            files in it, or something in the way.
+            files in it, or something in the way; or when the set has to be placed by hand.
     """
     folder, work = root / spec.name, root / PARTIAL / spec.name
     if _is_filled(folder) and not os.path.lexists(work):
         return _already_there(spec, folder)
+    if not spec.archives:
+        raise FetchError(f"{spec.name} goes to {folder} by hand: {spec.by_hand}")
     _refuse_in_the_way(folder, work)
     new_root = not root.exists()
     with _bars(progress) as bars, _alone(work, bars):

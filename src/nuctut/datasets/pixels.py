@@ -10,6 +10,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import tifffile
+from skimage.segmentation import relabel_sequential
 
 from nuctut.files import read_bytes
 
@@ -47,6 +48,34 @@ def read_tiff(path: Path) -> np.ndarray:
             return series.asarray()
     except Exception as error:  # as above
         raise _damaged(path, error) from error
+
+
+def read_labels(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """The nuclei of a TIFF file in which each has an id of its own.
+
+    An id is one nucleus, also where its pixels are in several parts: that is what the annotator
+    says, and no pixel is dropped for it.
+
+    Args:
+        path: Of the file.
+        shape: (H, W) of its image.
+
+    Returns:
+        (H, W) int32 labels: the ids in their order, without gaps.
+
+    Raises:
+        FileNotFoundError: When the file is missing.
+        ValueError: When it cannot be read, holds no ids, or has another shape; naming it.
+    """
+    ids = read_tiff(path)
+    if ids.ndim != 2 or ids.dtype.kind not in "ui" or ids.min() < 0:
+        raise ValueError(
+            f"{path} should hold one plane of ids from 0 up, not {ids.dtype} of {ids.shape}: "
+            "the file is damaged or not of this data set."
+        )
+    if ids.shape != shape:
+        raise ValueError(f"{path} has shape {ids.shape}, but its image has {shape}.")
+    return relabel_sequential(ids.astype(np.int64))[0].astype(np.int32)
 
 
 def _content(path: Path) -> bytes:

@@ -35,10 +35,15 @@ class Archive:
 
 @dataclass(frozen=True)
 class SplitCount:
-    """How many images a split holds, and how many nuclei are marked in them."""
+    """How many images a split holds, and how many nuclei are marked in them.
+
+    Attributes:
+        images: How many.
+        nuclei: How many; None in what is expected of a data set whose nuclei nobody has counted.
+    """
 
     images: int
-    nuclei: int
+    nuclei: int | None
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class DatasetSpec:
         name: Short name, also of its folder in the data folder.
         title, homepage, licence, citation: For the data card and for whoever uses the data.
         base_url: Where the archives are; ends in a slash.
-        archives: The files to download.
+        archives: The files to download; none where nobody offers files that can be checked.
         unpacked_bytes: What the archives take on disk once unpacked.
         counts: Images and nuclei of the real data set, by split.
         parts: Folders and files at the top of the data set's folder without which it is none.
@@ -110,6 +115,10 @@ class DatasetSpec:
         simulate: (folder, *, images, shape, seed) → the folder, now holding simulated data.
         small: What `simulate` makes unless told otherwise.
         pixel_size: Side of a pixel in µm; None where the images differ or it is not known.
+        by_hand: Where there are no archives: sentences that say where the files are to be had, and
+            how to place them.
+        stand_in: Whether the set is no paper's own, and stands in for one that is not to be had.
+        annotations: Other annotations of the same images: by name, what reads a sample with it.
         read_image: (folder, key) → the image alone. A data set that has it keeps its labels in a
             cache, because putting them together takes long.
     """
@@ -131,6 +140,9 @@ class DatasetSpec:
     simulate: Callable[..., Path]
     small: SmallSet
     pixel_size: float | None = None
+    by_hand: str = ""
+    stand_in: bool = False
+    annotations: Mapping[str, Callable[[Path, str], Sample]] = field(default_factory=dict)
     read_image: Callable[[Path, str], np.ndarray] | None = None
 
     @property

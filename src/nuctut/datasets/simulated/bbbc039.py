@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import tifffile
 from skimage.io import imsave
 
-from nuctut.datasets.simulated.canvas import SPLITS, new_set
+from nuctut.datasets.simulated.canvas import SPLITS, new_set, write_tiff
 from nuctut.datasets.simulated.cells import FULL_SHAPE, field_of_view
 
 VERSION = 1  # raise it when the same seed gives other images, here, in `cells` or in `canvas`
@@ -60,7 +59,7 @@ def _write(folder: Path, images: Mapping[str, int], shape: tuple[int, int], seed
             rgba = np.zeros((*shape, 4), np.uint8)
             rgba[..., 0], rgba[..., 3] = red, 255
             path = folder / "images" / f"{key}.tif"
-            tifffile.imwrite(path, image, photometric="minisblack", metadata=None, software=False)
+            write_tiff(path, image)
             imsave(folder / "masks" / f"{key}.png", rgba, check_contrast=False)
         lines = "".join(f"{key}.png\n" for key in keys)
         (folder / "metadata" / f"{split}.txt").write_bytes(lines.encode())

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from scipy import ndimage
 
 MARKER = "SIMULATED.txt"
@@ -57,6 +58,7 @@ def new_set(
     images: Mapping[str, int],
     shape: tuple[int, int],
     seed: int,
+    splits: Sequence[str] = SPLITS,
 ) -> Iterator[Path]:
     """A temporary folder to write a simulated set into; it becomes `folder` at the end, marked.
 
@@ -64,7 +66,7 @@ def new_set(
         ValueError: As `validate` does, before anything is made.
         FileExistsError: When `folder` exists, before or after.
     """
-    validate(images, shape, seed)
+    validate(images, shape, seed, splits)
     with appearing_whole(folder) as made:
         yield made
         text = (
@@ -74,11 +76,22 @@ def new_set(
         (made / MARKER).write_bytes(text.encode())
 
 
-def validate(images: Mapping[str, int], shape: tuple[int, int], seed: int) -> None:
+def write_tiff(path: Path, pixels: np.ndarray) -> None:
+    """Writes an (H, W) or (H, W, 3) image: the same pixels give the same bytes."""
+    form = "minisblack" if pixels.ndim == 2 else "rgb"
+    tifffile.imwrite(path, pixels, photometric=form, metadata=None, software=False)
+
+
+def validate(
+    images: Mapping[str, int],
+    shape: tuple[int, int],
+    seed: int,
+    splits: Sequence[str] = SPLITS,
+) -> None:
     """Refuses a split, number of images, shape or seed that cannot be."""
-    if set(images) != set(SPLITS) or min(images.values()) < 1:
+    if set(images) != set(splits) or min(images.values()) < 1:
         raise ValueError(
-            f"images must give each of {', '.join(SPLITS)} at least 1 image, not {dict(images)}."
+            f"images must give each of {', '.join(splits)} at least 1 image, not {dict(images)}."
         )
     if len(shape) != 2 or min(shape) < 64:
         raise ValueError(f"shape must be (height, width), each at least 64, not {shape}.")
@@ -133,6 +146,16 @@ class Canvas:
     def _noise(self, sigma: float) -> np.ndarray:
         noise = smooth_noise(self.shape, sigma, self.rng)
         return noise / noise.std()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(H, W) int32 labels: touching nuclei differ in colour, so each is a piece of one."""
+        labels, count = np.zeros(self.shape, np.int32), 0
+        for colour in (1, 2, 3):
+            pieces, found = ndimage.label(self.red == colour)
+            labels[pieces > 0] = pieces[pieces > 0] + count
+            count += found
+        return labels
 
     def is_taken(self, y: float, x: float) -> bool:
         """Whether a nucleus lies at (y, x), or beside it where that is outside the image."""

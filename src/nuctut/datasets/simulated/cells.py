@@ -69,7 +69,7 @@ def _add_cell(canvas: Canvas, y: float, x: float, brightness: float) -> None:
         first = _nucleus(rng, y, x, brightness)
         if canvas.add(first):
             while rng.random() < 0.17:
-                _add_neighbour(canvas, first, _nucleus(rng, y, x, brightness))
+                add_neighbour(canvas, first, _nucleus(rng, y, x, brightness))
 
 
 def _nucleus(rng: np.random.Generator, y: float, x: float, brightness: float) -> Blob:
@@ -93,8 +93,8 @@ def _nucleus(rng: np.random.Generator, y: float, x: float, brightness: float) ->
     )
 
 
-def _add_neighbour(canvas: Canvas, first: Blob, second: Blob) -> None:
-    """Puts `second` at the edge of `first` so that they touch or overlap a little."""
+def add_neighbour(canvas: Canvas, first: Blob, second: Blob) -> None:
+    """Puts `second` at the edge of `first` so that they touch or overlap a little, if it fits."""
     direction = canvas.rng.uniform(0, 2 * math.pi)
     step = np.array([math.sin(direction), math.cos(direction)])
     edges = [1 / blob.reach(*step[:, None]).item() for blob in (first, second)]
@@ -130,7 +130,7 @@ def _add_fragments(canvas: Canvas, y: float, x: float, brightness: float) -> Non
         for _ in range(rng.integers(1, 4)):
             size, ratio = rng.uniform(4, 8), rng.uniform(0.6, 1)
             part = Blob(0, 0, size, ratio, rng.uniform(0, 3), peak=peak * rng.uniform(0.7, 1.2))
-            _add_neighbour(canvas, body, part)
+            add_neighbour(canvas, body, part)
 
 
 def _add_debris(canvas: Canvas, brightness: float) -> None:

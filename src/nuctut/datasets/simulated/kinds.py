@@ -63,7 +63,7 @@ def draw(
     area = math.pi * kind.radius**2
     wanted = max(round(kind.cover * math.prod(size) / area * rng.uniform(0.7, 1.3)), 2)
     _scatter(canvas, wanted, kind.radius)
-    return kind.develop(canvas.signal, rng), _labels(canvas.red)
+    return kind.develop(canvas.signal, rng), canvas.labels
 
 
 def _scatter(canvas: Canvas, wanted: int, radius: float) -> None:
@@ -90,16 +90,6 @@ def _nucleus(rng: np.random.Generator, y: float, x: float, radius: float) -> Blo
         waves=((2, rng.normal(0, 0.04), 0.0), (3, rng.normal(0, 0.03), 1.0)),
         peak=math.exp(rng.normal(0, 0.15)),
     )
-
-
-def _labels(red: np.ndarray) -> np.ndarray:
-    """Labels from colours: touching nuclei differ, so each is one piece of one colour."""
-    labels, count = np.zeros(red.shape, np.int32), 0
-    for colour in (1, 2, 3):
-        pieces, found = ndimage.label(red == colour)
-        labels[pieces > 0] = pieces[pieces > 0] + count
-        count += found
-    return labels
 
 
 # --- what becomes of the nuclei ------------------------------------------------------------------
