@@ -1,0 +1,112 @@
+"""What an annotation says of its image, and how a less careful one would look (Kromp et al.)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage as ndi
+from scipy.stats import rankdata
+from skimage.segmentation import relabel_sequential
+
+from nuctut.samples import Sample
+from nuctut.targets import separations
+
+LEVELS = ("low", "medium", "high")
+EASY_TOUCHING, HARD_TOUCHING = 0.25, 0.5  # shares of the nuclei
+EASY_CONTRAST, HARD_CONTRAST = 0.985, 0.97  # chances that a nucleus' pixel is the brighter one
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """How hard an image is to segment, computed.
+
+    In the paper three experts said it: "1 (almost no challenge) up to 3 (highly challenging image
+    presenting densely packed and aggregated nuclei and/or weakly presented nuclei and/or nuclei
+    with unusual morphology)". Of these three, two are measured here, the shape is not.
+
+    Attributes:
+        touching: Share of the nuclei that touch another, straight or diagonally.
+        contrast: Chance that a random pixel of a nucleus is brighter than a random one of the
+            background, a tie counting half: 1 where a threshold parts them, ½ where nothing does.
+    """
+
+    touching: float
+    contrast: float
+
+    @property
+    def level(self) -> str:
+        """One of `LEVELS`; the limits are ours, and part BitDepth's images about in three.
+
+        "high" where half of the nuclei or more touch, or contrast is below 0.97; "low" where fewer
+        than a quarter touch and contrast is 0.985 or more; "medium" in between.
+        """
+        if self.touching >= HARD_TOUCHING or self.contrast < HARD_CONTRAST:
+            return "high"
+        easy = self.touching < EASY_TOUCHING and self.contrast >= EASY_CONTRAST
+        return "low" if easy else "medium"
+
+
+def challenge(sample: Sample) -> Challenge:
+    """How hard a grey image is to segment, by its labels; see `Challenge`.
+
+    Raises:
+        ValueError: Naming the image, when it is coloured or has no nucleus or no background.
+    """
+    _check(sample)
+    inside = sample.labels > 0
+    if inside.all():
+        raise ValueError(f"{sample.key}: no pixel is background, so there is no contrast to it.")
+    meeting = np.unique(sample.labels[separations(sample.labels) & inside])
+    ranks, count = rankdata(sample.image), int(inside.sum())
+    above = ranks[inside.ravel()].sum() - count * (count + 1) / 2
+    return Challenge(len(meeting) / sample.count, float(above / count / (inside.size - count)))
+
+
+def silver(sample: Sample, dimmest: float = 0.5, visible: float = 0.5) -> np.ndarray:
+    """The labels that the paper's students would have left, of those that its experts drew.
+
+    "Annotate only intact nuclei or nuclei where more than 50% of the nucleus is visible, as occurs
+    at image borders", and no "nuclei with low intensities" (section "Dataset description"). What is
+    low is not said, and how much of a cut nucleus is visible cannot be seen, so:
+
+    * a nucleus is dim when its mean above the background (the median of all pixels that are none
+      of a nucleus) is less than `dimmest` × the median of that of all nuclei of the image;
+    * a nucleus that touches the image's edge is cut when its area is at most `visible` × the median
+      area of those that do not; where all touch it, of all.
+
+    Only what is left out is simulated, no other carelessness of a first annotation.
+
+    Args:
+        sample: A grey image and its careful labels.
+        dimmest, visible: Shares, see above; 0 leaves no nucleus out for that reason.
+
+    Returns:
+        (H, W) int32 labels, 1…N without gaps.
+
+    Raises:
+        ValueError: Naming the image, when it is coloured or has no nucleus; naming the share, when
+            it is none.
+    """
+    for name, share in (("dimmest", dimmest), ("visible", visible)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is a share from 0 to 1, not {share}.")
+    _check(sample)
+    labels, ids = sample.labels, np.arange(1, sample.count + 1)
+    outside = sample.image[labels == 0]
+    light = ndi.mean(sample.image, labels, ids) - (np.median(outside) if outside.size else 0)
+    areas = np.bincount(labels.ravel())[1:]
+    frame = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    at_edge = np.isin(ids, frame)
+    whole = areas[~at_edge] if not at_edge.all() else areas
+    left_out = light < dimmest * np.median(light)
+    left_out |= at_edge & (areas <= visible * np.median(whole))
+    kept = np.where(np.isin(labels, ids[left_out]), 0, labels)
+    return relabel_sequential(kept)[0].astype(np.int32)
+
+
+def _check(sample: Sample) -> None:
+    if sample.image.ndim != 2:
+        raise ValueError(f"{sample.key}: only grey images, (H, W), can be looked at in this way.")
+    if not sample.count:
+        raise ValueError(f"{sample.key}: it has no nucleus to look at.")
