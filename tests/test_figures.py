@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from nuctut import figures, metrics
+from nuctut import artificial, figures, metrics
 from nuctut.cases import CASES
 from nuctut.samples import Sample
 
@@ -738,3 +738,46 @@ def test_an_explorer_can_be_used_from_the_keyboard_and_needs_nothing_else(explor
     assert page.open == []
     assert "http" not in explored and "id=" not in explored
     assert "F1 &lt; all" in explored
+
+
+# --- artificial images -------------------------------------------------------------------------
+
+
+def test_the_steps_of_an_artificial_image_share_one_grey_scale():
+    real = np.full((40, 40), 50, np.uint16)
+    labels = block((4, 14, 4, 14), (20, 32, 20, 30), shape=(40, 40))
+    real[labels > 0] = 450
+    sample = Sample("drawn", real, labels)
+    recipe = artificial.Recipe(size=64, dim=0.5)
+    rng = np.random.default_rng(1)
+    made = artificial.invent(artificial.material(sample), rng, recipe)
+    fig = figures.artificial_steps(sample, made, made.image, source=SOURCE)
+    titles = [ax.get_title() for ax in fig.axes]
+    assert [title[0] for title in titles] == list("ABCDDE")
+    shown = {title: ax.images[0].get_array() for title, ax in zip(titles, fig.axes, strict=True)}
+    assert (shown["A · real"][figures.outlines(labels)] == to_rgb(figures.ORANGE)).all()
+    assert (shown["B · cut out"] == 255).sum() == sum(one.mask.sum() for one in made.cut)
+    assert (shown["C · altered"] > 50).sum() == sum(one.mask.sum() for one in made.altered)
+    assert (shown["D · set on background"] == shown["E · made natural"]).all()
+    assert (shown["D · set on background"] == 0).sum() == (made.image == 50).sum()
+    assert SOURCE in fig.get_suptitle()
+    assert len(figures.artificial_steps(sample, made, source=SOURCE).axes) == 6  # one is blank
+
+
+def test_a_mosaic_keeps_every_piece():
+    pieces = [np.full((3, 5), 1, np.uint8), np.full((6, 2), 2, np.uint8), np.ones((1, 1), np.uint8)]
+    made = figures._mosaic(pieces)
+    assert made.shape == (16, 16)
+    assert np.bincount(made.ravel())[1:].tolist() == [16, 12]
+
+
+def test_rim_profiles_say_how_wide_they_are():
+    distance = np.arange(-3, 3) + 0.5
+    sharp = artificial.Rim(distance, np.array([1.0, 1, 1, 0, 0, 0]), 7)
+    never = artificial.Rim(distance, np.array([1.0, 1, 0.8, 0.6, 0.4, 0.2]), 3)
+    fig = figures.rim_profiles({"cut out": sharp, "real": never}, source=SOURCE)
+    assert legend(fig) == [
+        "cut out (7 nuclei): rim 0.8 px",
+        "real (3 nuclei): does not fall to 10 %",
+    ]
+    assert fig.axes[0].lines[0].get_xydata().tolist() == np.c_[distance, sharp.light].tolist()

@@ -43,8 +43,10 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 from skimage.measure import find_contours
 from skimage.segmentation import find_boundaries
+from skimage.util import montage
 
 from nuctut import metrics, targets
+from nuctut.artificial import Artificial, Cutout, Rim
 from nuctut.records import ERRORS
 from nuctut.samples import Sample
 
@@ -433,6 +435,62 @@ def probability_map(
     mixed = np.einsum("chw,ck->hwk", probabilities, [to_rgb(one) for one in colours.values()])
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
     return _annotated(np.clip(mixed, 0, 1), handles, title, source, "white", pixel_size)
+
+
+@plt.rc_context(STYLE)
+def artificial_steps(
+    sample: Sample,
+    made: Artificial,
+    translated: np.ndarray | None = None,
+    *,
+    source: str,
+    title: str = "From a real image to an artificial one",
+    columns: int = 3,
+) -> Figure:
+    """How an artificial image comes about, step by step, all on the real image's grey scale.
+
+    A the real image with the outlines of its nuclei, B nuclei cut out, C mirrored, turned, bent
+    and dimmed, D set on background drawn from the real one's, with the new labels; E made natural.
+
+    Args:
+        sample: the real image that it is made of.
+        made: the new one, as :func:`nuctut.artificial.invent` gives it.
+        translated: (H, W), the new one as a network translates it; without, step E is left out.
+        source: what data these are, real or simulated.
+        columns: panels per row.
+    """
+    ends = np.percentile(sample.image, [0.1, 99.8])
+
+    def seen(image: np.ndarray) -> np.ndarray:
+        return np.interp(image, ends, [0, 255]).astype(np.uint8)
+
+    real = np.repeat(seen(sample.image)[..., None] / 255, 3, axis=2)
+    real[outlines(sample.labels)] = to_rgb(ORANGE)
+    steps = {
+        "A · real": real,
+        "B · cut out": _mosaic([_bare(one, seen) for one in made.cut]),
+        "C · altered": _mosaic([_bare(one, seen) for one in made.altered]),
+        "D · set on background": seen(made.image),
+        "D · their labels": _coloured(made.labels),
+    }
+    if translated is not None:
+        steps["E · made natural"] = seen(translated)
+    return _finish(_grid(list(steps.values()), list(steps), columns), title, source)
+
+
+def _bare(nucleus: Cutout, seen: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """(h, w) uint8 view of a nucleus without anything around it."""
+    return np.where(nucleus.mask, seen(nucleus.image), 0).astype(np.uint8)
+
+
+def _mosaic(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """Pieces of any size in the middles of the fields of a chessboard."""
+    side = max(max(piece.shape) for piece in pieces) + 2
+    fields = np.zeros((len(pieces), side, side), pieces[0].dtype)
+    for field, piece in zip(fields, pieces, strict=True):
+        top, left = ((side - length) // 2 for length in piece.shape)
+        field[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
+    return montage(fields, fill=0)
 
 
 # --- a picture that answers to sliders ---------------------------------------------------------
@@ -884,6 +942,33 @@ def sweep_chart(
     ax.set_axisbelow(True)
     if len(groups) > 1:
         fig.legend(loc="outside lower center", ncols=2)
+    return _finish(fig, title, source)
+
+
+@plt.rc_context(STYLE)
+def rim_profiles(
+    rims: Mapping[str, Rim], *, source: str, title: str = "The rim of a nucleus"
+) -> Figure:
+    """How bright nuclei are from inside to outside, a line each for real, cut-out and other ones.
+
+    The legend says over how many pixels the light falls from 90 % to 10 %, as
+    :attr:`nuctut.artificial.Rim.width` does.
+
+    Args:
+        rims: by name, as :func:`nuctut.artificial.rim` gives them.
+        source: what data these are, real or simulated.
+    """
+    fig, axes = _figure(1, 1, height=3.6)
+    ax = axes.item()
+    for (name, rim), colour in zip(rims.items(), _colours(rims), strict=True):
+        falls = "does not fall to 10 %" if math.isnan(rim.width) else f"rim {rim.width:.1f} px"
+        label = f"{name} ({rim.nuclei} nuclei): {falls}"
+        ax.plot(rim.distance, rim.light, "o-", color=colour, ms=3, label=label)
+    for share in (0.1, 0.9):
+        ax.axhline(share, color=GREY, lw=0.6, ls=":")
+    ax.axvline(0, color=GREY, lw=0.8)
+    ax.set(xlabel="distance from the outline, pixels (inside < 0)", ylabel="light, innermost = 1")
+    fig.legend(loc="outside lower center", ncols=1)
     return _finish(fig, title, source)
 
 

@@ -8,7 +8,6 @@ takes the scale of a test image from its ground truth, which nobody else has;
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -157,18 +156,14 @@ def equally_sized(samples: SampleSet, diameter: float = DIAMETER) -> SampleSet:
         ValueError: When a sample is read that holds no nucleus, or whose factor is out of bounds;
             the message names it.
     """
-    whole = dict(zip(samples.keys, range(len(samples)), strict=True))
 
-    def read(key: str) -> Sample:
-        sample = samples[whole[key]]
+    def resized(sample: Sample) -> Sample:
         try:
             return rescaled(sample, scale_factor(sample.labels, diameter))
         except ValueError as error:
-            raise ValueError(f"{key}: {error}") from None
+            raise ValueError(f"{sample.key}: {error}") from None
 
-    digest = hashlib.sha256(f"{samples.fingerprint}:{diameter} px".encode()).hexdigest()
-    about = {name: getattr(samples, name) for name in ("name", "split", "source", "whole")}
-    return SampleSet(samples.keys, read, fingerprint=digest, **about)
+    return samples.changed(f"nuclei of {diameter:g} px", resized)
 
 
 def labels_on(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
