@@ -28,7 +28,7 @@ from nuctut.samples import Sample, SampleSet
 ClassMap = Callable[[Sample], np.ndarray]
 
 # The modules beside this one, each named as the notebook of its chapter, without the number.
-NAMES = ("labels_for_free", "four_architectures")
+NAMES = ("labels_for_free", "four_architectures", "many_tissues")
 ACCEPT = "NUCTUT_ACCEPT_OLD_FIT"
 CODE_DIGITS = 6  # at the end of a fit's key
 
@@ -227,7 +227,11 @@ def _described(experiment: Experiment, parts: tuple, seed: int) -> fits.Descript
 
 
 def ready(model: nn.Module, device: str = "auto") -> nn.Module:
-    """A fitted network for prediction alone, where `training.FitSettings.device` says."""
+    """A fitted network for prediction alone, where `training.FitSettings.device` says.
+
+    One that was fitted on patches comes as it takes whole images, which its method `dense` tells.
+    """
+    model = model.dense() if hasattr(model, "dense") else model
     if device != "cpu" and torch.cuda.is_available():
         model.cuda()
     return inference.fold_normalisation(model)

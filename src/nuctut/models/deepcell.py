@@ -54,6 +54,10 @@ class DeepCell(nn.Module):
             )
         return self.layers(patches)
 
+    def dense(self) -> DenseDeepCell:
+        """The same network for whole images."""
+        return DenseDeepCell(self)
+
 
 class DenseDeepCell(nn.Module):
     """The same network at every pixel of an image at once: numbers as of patch after patch.
@@ -76,6 +80,7 @@ class DenseDeepCell(nn.Module):
 
     def __init__(self, network: DeepCell) -> None:
         super().__init__()
+        self.channels = network.channels
         self.layers = copy.deepcopy(network.layers)
         dilation = 1
         for layer in self.layers:
