@@ -16,6 +16,7 @@ from nuctut.machine import precision_on
 from nuctut.targets import standardise
 
 Span = tuple[int, int]  # first row or column, and the one after the last
+OVERLAP = 224  # pixels, or the next that fits the network's stride
 
 
 def predict(
@@ -24,7 +25,7 @@ def predict(
     *,
     normalise: Callable[[np.ndarray], np.ndarray] = standardise,
     tile: int = 1024,
-    overlap: int = 224,
+    overlap: int | None = None,
     batch_size: int = 1,
     precision: str = "fp32",
 ) -> np.ndarray:
@@ -36,7 +37,8 @@ def predict(
         image: (H, W) or (H, W, channels) intensities, any real dtype.
         normalise: Applied to the whole image first.
         tile: Side of a tile in pixels, a multiple of the stride; smaller images are one tile.
-        overlap: How far neighbouring tiles overlap, in pixels, a multiple of twice the stride.
+        overlap: How far neighbouring tiles overlap, in pixels, a multiple of twice the stride; None
+            is the first such multiple from 224 on.
         batch_size: Tiles per forward pass.
         precision: Of `machine.precision_on`; bf16 is autocast.
 
@@ -68,7 +70,7 @@ def predict_tiles(
     shape: tuple[int, int],
     *,
     tile: int = 1024,
-    overlap: int = 224,
+    overlap: int | None = None,
     batch_size: int = 1,
     precision: str = "fp32",
 ) -> Iterator[tuple[Span, Span, np.ndarray]]:
@@ -91,7 +93,7 @@ def predict_tiles(
     Raises:
         ValueError: When tile and overlap do not fit the stride, or the precision is unknown.
     """
-    stride = model.stride
+    stride, overlap = model.stride, _overlap(model, overlap)
     if tile % stride or overlap % (2 * stride) or not 0 <= overlap < tile:
         raise ValueError(
             f"tile must be a multiple of {stride}, and overlap one of {2 * stride} below it; "
@@ -115,11 +117,16 @@ def predict_tiles(
 
 
 def number_of_tiles(
-    model: nn.Module, shape: tuple[int, int], *, tile: int = 1024, overlap: int = 224
+    model: nn.Module, shape: tuple[int, int], *, tile: int = 1024, overlap: int | None = None
 ) -> int:
     """How many tiles `predict_tiles` makes of an image."""
-    lines = _padded(shape, model.stride)
+    lines, overlap = _padded(shape, model.stride), _overlap(model, overlap)
     return math.prod(len(list(_spans(len(line), tile, overlap))) for line in lines)
+
+
+def _overlap(model: nn.Module, overlap: int | None) -> int:
+    step = 2 * model.stride
+    return -(-OVERLAP // step) * step if overlap is None else overlap
 
 
 def _chances(model: nn.Module, tiles: list[np.ndarray], precision: str) -> np.ndarray:
