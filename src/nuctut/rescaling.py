@@ -47,7 +47,8 @@ def typical_diameter(labels: np.ndarray) -> float:
     A prediction at the wrong scale may hold more specks than nuclei, so that neither a mean nor a
     median over labels tells how large nuclei are. Half of all labelled pixels lie in labels that
     are as large as the area-weighted median or larger, and specks have few pixels. What is smaller
-    than a twentieth of it (`SPECK`) does not count.
+    than a twentieth of it (`SPECK`) does not count. That median itself is no measure of size: where
+    sizes vary it is larger, in the true labels of BitDepth_NucSeg by a sixth in diameter.
 
     Args:
         labels: (H, W) integer labels, 0 background.
