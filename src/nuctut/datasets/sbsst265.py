@@ -22,10 +22,10 @@ al. 2019, "Dataset description", Tables III and IV) and the csv:
   94 in touch imprints, 124 in bone marrow, as the paper has it. The other seven are inferred.
 - The split "other" is the rest of the csv's "test", which the paper does not use.
 
-**Unsure.** The paper counts 8 images (390 nuclei) of bone marrow and 8 (310) of touch imprints among
-images 0 to 15 of neuroblastoma; by the csv there are 11 (550) and 5 (150), and tags go by the csv.
-The sum, 700 nuclei, agrees, and so does the test set: three training images are another preparation
-in the one than in the other. The paper gives ganglioneuroma 10×, the csv 20×.
+**Unsure.** Of images 0 to 15 of neuroblastoma the paper counts 8 (390 nuclei) as bone marrow and 8
+(310) as touch imprints; by the csv there are 11 (550) and 5 (150), and tags go by the csv. The sum,
+700 nuclei, agrees, and so does the test set: the difference is in the training images. The paper
+gives ganglioneuroma 10×, the csv 20×.
 """
 
 from __future__ import annotations
@@ -334,8 +334,8 @@ NEUROBLASTOMA = DatasetSpec(
     simulate=partial(simulate_sbsst265, begin=ONE_SPECIMEN),
     small=SmallSet(SMALL_IMAGES, SMALL_SHAPE, VERSION),
     by_hand=(
-        f"no checked file of it is offered. Put {IMAGES}/{ONE_SPECIMEN}0.tif to 17.tif, their label "
-        f"images in {LABELS}/, and {TABLE} there; data/README.md says from where. Or run `nuctut "
-        "data fetch sbsst265`, which has the publisher's own files of all specimens."
+        f"no checked file of it is offered. Put {IMAGES}/{ONE_SPECIMEN}0.tif to 17.tif, their "
+        f"label images in {LABELS}/, and {TABLE} there; data/README.md says from where. Or run "
+        "`nuctut data fetch sbsst265`, which has the publisher's own files of all specimens."
     ),
 )
