@@ -93,7 +93,7 @@ def test_the_derivation_stands_where_a_reader_sees_it() -> None:
 def test_tags_say_what_the_csv_says(made: Path) -> None:
     tags = sbsst265.read(made, "Neuroblastoma_1").tags
     assert tags["specimen"] == "neuroblastoma" and tags["preparation"] == "bone marrow cytospin"
-    assert (tags["magnification"], tags["modality"]) == ("63x", "FM")
+    assert (tags["magnification"], tags["microscope"]) == ("63x", "FM")
     assert tags["challenge"] in challenge.LEVELS and "test class" not in tags
     assert sbsst265.read(made, "Ganglioneuroblastoma_0").tags["specimen"] == "ganglioneuroma"
 

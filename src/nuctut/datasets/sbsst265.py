@@ -97,7 +97,7 @@ class _Row:
     suggested: str
     test_class: str
     magnification: str
-    modality: str
+    microscope: str
     signal_to_noise: float
 
     @property
@@ -113,7 +113,7 @@ class _Row:
             "diagnosis": self.diagnosis,
             "preparation": PREPARATIONS[self.preparation],
             "magnification": self.magnification,
-            "modality": self.modality,
+            "microscope": self.microscope,
             "signal to noise": f"{self.signal_to_noise:g}",
         }
         return tags | ({} if self.test_class == "-" else {"test class": self.test_class})
@@ -126,7 +126,7 @@ COLUMNS = {
     "suggested": "Train-/Testset split",
     "test_class": "Testset class",
     "magnification": "Magnification",
-    "modality": "Modality",
+    "microscope": "Modality",
     "signal_to_noise": "Signal/Noise",
 }
 KNOWN = {"diagnosis": SPECIMENS, "preparation": PREPARATIONS, "suggested": SUGGESTED}
@@ -230,7 +230,7 @@ def read(folder: Path, key: str) -> Sample:
 
     Returns:
         A sample with image (H, W) uint8 or uint16, labels (H, W) int32 and the tags "specimen" and
-        "preparation" in the paper's words, "diagnosis", "magnification", "modality" ("FM", "LSM")
+        "preparation" in the paper's words, "diagnosis", "magnification", "microscope" ("FM", "LSM")
         and "signal to noise" in the csv's, "test class" where the csv has one, and "challenge"
         (see `challenge`). Nothing says which images are of one slide or patient, so there is no
         tag for it: each is drawn by itself.
@@ -319,7 +319,7 @@ NEUROBLASTOMA = DatasetSpec(
     "the publisher's drawings.",
     base_url=SPEC.base_url,
     archives=(),
-    unpacked_bytes=15_000_000,
+    unpacked_bytes=7_000_000,
     counts={
         "training": SplitCount(9, 356),
         "validation": SplitCount(3, 126),
