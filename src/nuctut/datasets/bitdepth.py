@@ -133,8 +133,9 @@ def strays(folder: Path) -> Iterator[str]:
             if not image.exists():
                 yield f"{path} has no image {image}."
             elif kind == FIRST:
+                curated = path.parents[1] / CURATED / path.name
                 try:
-                    read_first(folder, path.stem)
+                    read_labels(path, read_tiff(curated).shape)
                 except (OSError, ValueError) as error:
                     yield str(error)
 
