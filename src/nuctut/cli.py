@@ -109,8 +109,9 @@ def list_data() -> None:
     table = Table("name", "title", "licence", "download", "here", box=box.SIMPLE)
     for name, spec in datasets.REGISTRY.items():
         megabytes = sum(archive.bytes for archive in spec.archives) / 1e6
+        download = f"{megabytes:.0f} MB" if spec.archives else "by hand"
         status = datasets.status(name)
-        table.add_row(name, spec.title, spec.licence, f"{megabytes:.0f} MB", status.state)
+        table.add_row(name, spec.title, spec.licence, download, status.state)
     Console().print(table)
     typer.echo(f"The data folder is {datasets.data_root()}")
 

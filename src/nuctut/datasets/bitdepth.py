@@ -15,12 +15,12 @@ nucleus in both: 14 of 3,394 ids (parts that meet at corners are one), and 283 o
 
 **Splits.** The publisher has none. Thirteen images show places that another one shows, too, through
 another objective; `FIELDS` names those that were found. All of them are for training. Of the others
-of each tissue and objective, in the order of their numbers, the last is for testing and, where there
-are at least three images (those of `FIELDS` counted), the last but one for validation. So every
-tissue and objective is in all three parts, but for 20×: there two images of each tissue are one for
-training and one for testing, and the single one of bone is for training. Images of one section may
-be on both sides, and so may fields that meet by less than was looked for: the split measures more
-of the same.
+of each tissue and objective, in the order of their numbers, the last is for testing and, where
+there are three images or more (those of `FIELDS` counted), the last but one for validation. So
+every tissue and objective is in all three parts, but for 20×: there two images of each tissue are
+one for training and one for testing, and the single one of bone is for training. Images of one
+section may be on both sides, and so may fields that meet by less than was looked for: the split
+measures more of the same.
 """
 
 from __future__ import annotations
@@ -94,12 +94,10 @@ def split_keys(folder: Path, split: str) -> list[str]:
 def _divided(keys: list[str]) -> dict[str, str]:
     """The split of each image of one tissue and objective."""
     free = sorted((key for key in keys if key not in FIELD_OF), key=lambda key: _parts(key)[2])
-    splits = dict.fromkeys(keys, "training")
-    if len(keys) > 1:
-        splits[free[-1]] = "test"
-    if len(keys) > 2:
-        splits[free[-2]] = "validation"
-    return splits
+    held_out = free[::-1][: min(len(keys) - 1, 2)]
+    return dict.fromkeys(keys, "training") | dict(
+        zip(held_out, ("test", "validation"), strict=False)
+    )
 
 
 def _parts(key: str) -> tuple[str, str, int]:
@@ -135,8 +133,9 @@ def strays(folder: Path) -> Iterator[str]:
             if not image.exists():
                 yield f"{path} has no image {image}."
             elif kind == FIRST:
+                curated = path.parents[1] / CURATED / path.name
                 try:
-                    read_first(folder, path.stem)
+                    read_labels(path, read_tiff(curated).shape)
                 except (OSError, ValueError) as error:
                     yield str(error)
 

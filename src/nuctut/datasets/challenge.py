@@ -22,9 +22,9 @@ def challenge(image: np.ndarray, labels: np.ndarray) -> str:
     """One of `LEVELS`.
 
     "low", and one level more for each of these that is so: at least half of the nuclei touch
-    another one (`touching`), and nuclei are less than three times as bright as the rest, on average.
-    Of the images whose level follows from the paper's Tables III to V, this agrees with all four that
-    are at hand: "low" for Neuroblastoma 12 to 14, "medium" for 15.
+    another one (`touching`), and nuclei are less than three times as bright as the rest, on
+    average. Of the images whose level follows from the paper's Tables III to V, this agrees with
+    all four that are at hand: "low" for Neuroblastoma 12 to 14, "medium" for 15.
 
     Args:
         image: (H, W), in any units that are 0 in the dark.

@@ -22,10 +22,10 @@ al. 2019, "Dataset description", Tables III and IV) and the csv:
   94 in touch imprints, 124 in bone marrow, as the paper has it. The other seven are inferred.
 - The split "other" is the rest of the csv's "test", which the paper does not use.
 
-**Unsure.** The paper counts 8 images (390 nuclei) of bone marrow and 8 (310) of touch imprints among
-images 0 to 15 of neuroblastoma; by the csv there are 11 (550) and 5 (150), and tags go by the csv.
-The sum, 700 nuclei, agrees, and so does the test set: three training images are another preparation
-in the one than in the other. The paper gives ganglioneuroma 10×, the csv 20×.
+**Unsure.** Of images 0 to 15 of neuroblastoma the paper counts 8 (390 nuclei) as bone marrow and 8
+(310) as touch imprints; by the csv there are 11 (550) and 5 (150), and tags go by the csv. The sum,
+700 nuclei, agrees, and so does the test set: the difference is in the training images. The paper
+gives ganglioneuroma 10×, the csv 20×.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class _Row:
     suggested: str
     test_class: str
     magnification: str
-    modality: str
+    microscope: str
     signal_to_noise: float
 
     @property
@@ -113,7 +113,7 @@ class _Row:
             "diagnosis": self.diagnosis,
             "preparation": PREPARATIONS[self.preparation],
             "magnification": self.magnification,
-            "modality": self.modality,
+            "microscope": self.microscope,
             "signal to noise": f"{self.signal_to_noise:g}",
         }
         return tags | ({} if self.test_class == "-" else {"test class": self.test_class})
@@ -126,7 +126,7 @@ COLUMNS = {
     "suggested": "Train-/Testset split",
     "test_class": "Testset class",
     "magnification": "Magnification",
-    "modality": "Modality",
+    "microscope": "Modality",
     "signal_to_noise": "Signal/Noise",
 }
 KNOWN = {"diagnosis": SPECIMENS, "preparation": PREPARATIONS, "suggested": SUGGESTED}
@@ -230,7 +230,7 @@ def read(folder: Path, key: str) -> Sample:
 
     Returns:
         A sample with image (H, W) uint8 or uint16, labels (H, W) int32 and the tags "specimen" and
-        "preparation" in the paper's words, "diagnosis", "magnification", "modality" ("FM", "LSM")
+        "preparation" in the paper's words, "diagnosis", "magnification", "microscope" ("FM", "LSM")
         and "signal to noise" in the csv's, "test class" where the csv has one, and "challenge"
         (see `challenge`). Nothing says which images are of one slide or patient, so there is no
         tag for it: each is drawn by itself.
@@ -319,7 +319,7 @@ NEUROBLASTOMA = DatasetSpec(
     "the publisher's drawings.",
     base_url=SPEC.base_url,
     archives=(),
-    unpacked_bytes=15_000_000,
+    unpacked_bytes=7_000_000,
     counts={
         "training": SplitCount(9, 356),
         "validation": SplitCount(3, 126),
@@ -334,8 +334,8 @@ NEUROBLASTOMA = DatasetSpec(
     simulate=partial(simulate_sbsst265, begin=ONE_SPECIMEN),
     small=SmallSet(SMALL_IMAGES, SMALL_SHAPE, VERSION),
     by_hand=(
-        f"no checked file of it is offered. Put {IMAGES}/{ONE_SPECIMEN}0.tif to 17.tif, their label "
-        f"images in {LABELS}/, and {TABLE} there; data/README.md says from where. Or run `nuctut "
-        "data fetch sbsst265`, which has the publisher's own files of all specimens."
+        f"no checked file of it is offered. Put {IMAGES}/{ONE_SPECIMEN}0.tif to 17.tif, their "
+        f"label images in {LABELS}/, and {TABLE} there; data/README.md says from where. Or run "
+        "`nuctut data fetch sbsst265`, which has the publisher's own files of all specimens."
     ),
 )
