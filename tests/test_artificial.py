@@ -51,9 +51,9 @@ def arrays_of(one: Sample) -> tuple[bytes, bytes]:
 # --- taking apart --------------------------------------------------------------------------------
 
 
-def test_the_background_keeps_a_discs_radius_away(sample):
-    away = ndi.distance_transform_edt(sample.labels == 0)
-    assert np.array_equal(artificial.background(sample), sample.image[away >= 8])
+def test_the_background_is_what_a_disc_15_across_leaves(sample):
+    dilated = ndi.binary_dilation(sample.labels > 0, disc(7))
+    assert np.array_equal(artificial.background(sample), sample.image[~dilated])
 
 
 def test_whole_nuclei_are_cut_out_with_their_own_pixels(sample):
@@ -179,7 +179,7 @@ def test_turning_keeps_the_area_and_bending_nearly():
         areas = [one.mask.sum() for one in some_altered(nucleus, Recipe(bend=bend))]
         assert np.abs(np.array(areas) / nucleus.mask.sum() - 1).max() < tolerance
         assert np.mean(areas) == pytest.approx(nucleus.mask.sum(), rel=0.03)
-        assert len(set(areas)) > 10
+        assert len(set(areas)) > 3
     for one in some_altered(nucleus, Recipe()):
         assert ndi.label(one.mask)[1] == 1
 
@@ -260,6 +260,14 @@ def test_a_pair_differs_in_the_background_alone(sample):
         assert same[natural > 700].all() and (natural > 700).any()  # a nucleus in every tile
         assert np.array_equal(drawn, pairs[0, draw][0])
         assert not np.array_equal(drawn, pairs[0, draw + 1][0])
+
+
+def test_nuclei_on_drawn_background_stay_where_they_are(sample):
+    made = artificial.on_drawn_background(sample, np.random.default_rng(0))
+    inside = sample.labels > 0
+    assert made.dtype == sample.image.dtype
+    assert np.array_equal(made[inside], sample.image[inside])
+    assert set(np.unique(made[~inside])) <= set(np.unique(artificial.background(sample)))
 
 
 def test_pairs_of_an_image_smaller_than_a_tile(sample):

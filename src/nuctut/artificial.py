@@ -23,7 +23,7 @@ from skimage.segmentation import relabel_sequential
 from nuctut.samples import Sample, SampleSet
 from nuctut.targets import dihedral
 
-AROUND = 7.5  # pixels around nuclei that are no background: the paper's disc is 15 across
+AROUND = 7  # pixels around nuclei that are no background: the paper's disc is 15 across
 MARGIN = 2  # pixels of surroundings that a cut-out brings along, to interpolate at its edge
 TILE_BEND = 1 / 16  # of a tile's side; as far as the authors' elastic deformation moves a pixel
 
@@ -88,7 +88,7 @@ def material(sample: Sample) -> Material:
 
 
 def background(sample: Sample) -> np.ndarray:
-    """(n,) intensities of the pixels that are 8 or more from every nucleus.
+    """(n,) intensities of the pixels that are more than 7 pixels away from every nucleus.
 
     The paper dilates the nuclei by a disc 15 pixels across, so that their blur does not count.
 
@@ -101,7 +101,7 @@ def background(sample: Sample) -> np.ndarray:
     if not pixels.size:
         raise ValueError(
             f"{sample.key}: no artificial image can be made of it, for it has no background: no "
-            f"pixel is more than {AROUND:g} pixels away from every nucleus; leave the image out."
+            f"pixel is more than {AROUND} pixels away from every nucleus; leave the image out."
         )
     return pixels
 
@@ -229,11 +229,12 @@ def _warped(
     image: np.ndarray, mask: np.ndarray, angle: float, reach: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """An image and its mask, turned by an angle and bent by shifts of up to `reach` pixels."""
-    side = math.ceil(math.hypot(*mask.shape) + 2 * reach)
-    centred = np.mgrid[:side, :side] - (side - 1) / 2
+    diagonal = math.hypot(*mask.shape)  # by an even number longer: what is not turned stays in line
+    sides = [n + 2 * math.ceil((diagonal - n) / 2 + reach) for n in mask.shape]
+    centred = np.indices(sides) - (np.reshape(sides, (2, 1, 1)) - 1) / 2
     cos, sin = math.cos(angle), math.sin(angle)
     where = np.tensordot([[cos, -sin], [sin, cos]], centred, 1)
-    where += np.reshape(mask.shape, (2, 1, 1)) / 2 - 0.5 + _shifts(side, reach, rng)
+    where += (np.reshape(mask.shape, (2, 1, 1)) - 1) / 2 + _shifts(sides, reach, rng)
     inside = ndi.map_coordinates(mask.astype(np.float32), where, order=1) > 0.5
     if not inside.any():  # a nucleus of a pixel or two
         return image, mask
@@ -242,11 +243,16 @@ def _warped(
     return moved, inside[window]
 
 
-def _shifts(side: int, reach: float, rng: np.random.Generator) -> np.ndarray:
-    """(2, side, side) smooth shifts of at most `reach` pixels: a Bézier surface of 4×4 points."""
-    t = np.linspace(0, 1, side)
-    basis = np.stack([math.comb(3, k) * t**k * (1 - t) ** (3 - k) for k in range(4)])
-    return basis.T @ rng.uniform(-reach, reach, (2, 4, 4)) @ basis
+def _shifts(sides: Sequence[int], reach: float, rng: np.random.Generator) -> np.ndarray:
+    """(2, *sides) smooth shifts of at most `reach` pixels: a Bézier surface of 4×4 points."""
+    down, across = (_bernstein(side) for side in sides)
+    return down.T @ rng.uniform(-reach, reach, (2, 4, 4)) @ across
+
+
+def _bernstein(count: int) -> np.ndarray:
+    """(4, count) weights of the four points of a cubic Bézier curve along it."""
+    t = np.linspace(0, 1, count)
+    return np.stack([math.comb(3, k) * t**k * (1 - t) ** (3 - k) for k in range(4)])
 
 
 def _spots(recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
@@ -341,6 +347,28 @@ def invented(
 # --- what a network learns from, to make them look natural --------------------------------------
 
 
+def on_drawn_background(sample: Sample, rng: np.random.Generator) -> np.ndarray:
+    """A real image whose nuclei stay where they are, all else drawn from its background.
+
+    Args:
+        sample: The real image.
+        rng: Decides.
+
+    Returns:
+        (H, W) of the image's dtype.
+
+    Raises:
+        ValueError: As `background` does.
+    """
+    return _drawn_around(sample.labels > 0, sample.image, background(sample), rng)
+
+
+def _drawn_around(
+    mask: np.ndarray, image: np.ndarray, ground: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    return np.where(mask, image, ground[rng.integers(len(ground), size=mask.shape)])
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Tiles of real images, and the same tiles with the real nuclei set on artificial background.
@@ -378,10 +406,10 @@ class Pairs:
         sample = self.samples[which]
         if which not in self._grounds:
             self._grounds[which] = background(sample)
-        ground, rng = self._grounds[which], np.random.default_rng([self.seed, draw])
+        rng = np.random.default_rng([self.seed, draw])
         natural, mask = self._tile(sample, rng)
-        drawn = ground[rng.integers(len(ground), size=mask.shape)]
-        return np.where(mask, natural, drawn).astype(np.float32), natural
+        made = _drawn_around(mask, natural, self._grounds[which], rng)
+        return made.astype(np.float32), natural
 
     def _tile(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A tile of a real image with a nucleus in it, and where its nuclei are."""
@@ -397,9 +425,8 @@ class Pairs:
         orientation = int(rng.integers(8))
         image, mask = dihedral(image[window], orientation), dihedral(mask[window], orientation)
         if rng.random() < 0.5:
-            where = np.mgrid[: self.size, : self.size] + _shifts(
-                self.size, self.size * TILE_BEND, rng
-            )
+            sides = (self.size, self.size)
+            where = np.indices(sides) + _shifts(sides, self.size * TILE_BEND, rng)
             image = ndi.map_coordinates(image, where, order=1, mode="reflect")
             mask = ndi.map_coordinates(mask.astype(np.float32), where, order=1, mode="reflect")
         return np.ascontiguousarray(image), mask > 0.5

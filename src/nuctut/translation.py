@@ -174,19 +174,22 @@ def translate(generator: nn.Module, image: np.ndarray, *, seed: int = 0) -> np.n
     the image is cut off there.
 
     Args:
-        generator: As `fit` leaves it, on any device.
-        image: (H, W), any real dtype, of a size that the generator can take.
+        generator: As `fit` leaves it, on any device; its sides are multiples of its `stride`.
+        image: (H, W), any real dtype; padded by reflection to a size that the generator can take.
         seed: Of the dropout; the same gives the same image, on one and the same machine.
 
     Returns:
         (H, W) of the image's dtype.
     """
     span = _Span.of(image)
+    short = [(0, -length % generator.stride) for length in image.shape]
+    scaled = span.scaled(np.pad(image, short, mode="symmetric"))
     device = next(generator.parameters()).device
     generator.train()
     with torch.inference_mode(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = generator(span.scaled(image).to(device))[0, 0].cpu().numpy()
+        made = generator(scaled.to(device))[0, 0].cpu().numpy()
+    made = made[: image.shape[0], : image.shape[1]]
     back = span.low + (made + 1) / 2 * (span.high - span.low)
     whole = np.issubdtype(image.dtype, np.integer)
     return (np.rint(back) if whole else back).astype(image.dtype)
