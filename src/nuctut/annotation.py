@@ -36,7 +36,7 @@ class Challenge:
 
     @property
     def level(self) -> str:
-        """One of `LEVELS`; the limits are ours, and part BitDepth's images about in three.
+        """One of `LEVELS`; the limits are ours: BitDepth's 70 images are 25, 25 and 20 of each.
 
         "high" where half of the nuclei or more touch, or contrast is below 0.97; "low" where fewer
         than a quarter touch and contrast is 0.985 or more; "medium" in between.
