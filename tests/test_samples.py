@@ -124,3 +124,18 @@ def test_sets_with_the_same_key_are_not_joined():
     one, _ = make_set(2)
     with pytest.raises(ValueError, match="k0 is in bbbc039 and in other"):
         one.joined(make_set(name="other")[0])
+
+
+def test_a_set_that_does_not_remember_reads_anew_each_time() -> None:
+    asked = []
+
+    def read(key: str) -> Sample:
+        asked.append(key)
+        return Sample(key, np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.int32))
+
+    about = {"name": "a", "split": "test", "source": "real", "fingerprint": "f"}
+    forgetful = SampleSet(["x", "y"], read, **about, remember=False)
+    assert forgetful[0] is not forgetful[0] and asked == ["x", "x"]
+    assert not forgetful.take(1).remember
+    other = SampleSet(["z"], read, **about)
+    assert other[0] is other[0] and not forgetful.joined(other).remember

@@ -66,8 +66,9 @@ class Microscope:
 class Camera:
     """How light becomes counts: counts = offset + gain × photo-electrons.
 
-    The defaults are near what `fit_camera` finds in the real z = 00 images of BBBC006 and near
-    BBBC039's; one count for each electron, as Yang et al. have it, is too noisy for both.
+    The defaults are what `fit_camera` finds in real images of BBBC006, plane 0: in twelve of them
+    a gain of 0.32 to 0.33 and an offset of 91 to 97. One count for each electron, as Yang et al.
+    have it, would be three times the variance.
 
     Attributes:
         gain: Counts of one photo-electron.
@@ -77,8 +78,8 @@ class Camera:
         ValueError: For a gain that is not positive, or a negative offset.
     """
 
-    gain: float = 0.36
-    offset: float = 90.0
+    gain: float = 0.33
+    offset: float = 95.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gain) and self.gain > 0):
@@ -102,7 +103,7 @@ def kernel(z: float, size: int | None = None, microscope: Microscope = MICROSCOP
     at 0.61·λ·n/NA.
 
     Cut to 51 × 51 pixels, as Yang et al. do, it loses less than 1 % of its light at 20 µm, 2.4 % at
-    32 µm, where the geometrical disc just fits, and 15 % at 40 µm: dividing by the sum hides that.
+    32 µm, where the geometrical disc just fits, and 14 % at 40 µm: dividing by the sum hides that.
 
     Args:
         z: Defocus in µm; both signs give the same.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,8 @@ class Archive:
     Attributes:
         name: Of the file; a zip file's ends in ".zip".
         bytes: Its size.
-        sha256: Of its content, in hex digits.
+        sha256: Of its content, in hex digits; None where nobody has pinned it, and the sums that a
+            zip file keeps of its members have to do.
         exact: Whether the size is known to the byte; otherwise it is about right.
         folder: What a zip file unpacks into, below the data set's folder, whether or not its
             members' names begin with it.
@@ -28,17 +29,17 @@ class Archive:
 
     name: str
     bytes: int
-    sha256: str
+    sha256: str | None
     exact: bool = True
     folder: str = ""
 
 
 @dataclass(frozen=True)
 class SplitCount:
-    """How many images a split holds, and how many nuclei are marked in them."""
+    """How many images a split holds, and how many nuclei are marked in them, if that is known."""
 
     images: int
-    nuclei: int
+    nuclei: int | None
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class CheckReport:
         folder: The folder looked through.
         counts: Images and nuclei found, by split.
         problems: One sentence per fault, each naming its file.
+        notes: One sentence for each thing that is no fault, but worth knowing.
         simulated: Whether the folder says that its files are simulated.
     """
 
     folder: Path
     counts: Mapping[str, SplitCount] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     simulated: bool = False
 
     @property
@@ -71,6 +74,7 @@ class CheckReport:
             f"{split}: {count.images:,} images, {count.nuclei:,} nuclei"
             for split, count in self.counts.items()
         ]
+        lines += [f"note: {note}" for note in self.notes]
         return lines + [f"problem: {problem}" for problem in self.problems]
 
 
@@ -110,6 +114,9 @@ class DatasetSpec:
         simulate: (folder, *, images, shape, seed) → the folder, now holding simulated data.
         small: What `simulate` makes unless told otherwise.
         pixel_size: Side of a pixel in µm; None where the images differ or it is not known.
+        pieces: (planes) → what is fetched one after the other, the archives of each whole folders.
+            A data set that has it is too large for most, and any part of it is a data set too.
+        notes: (folder) → a sentence for each thing worth knowing of a part that is no fault.
         read_image: (folder, key) → the image alone. A data set that has it keeps its labels in a
             cache, because putting them together takes long.
     """
@@ -131,6 +138,8 @@ class DatasetSpec:
     simulate: Callable[..., Path]
     small: SmallSet
     pixel_size: float | None = None
+    pieces: Callable[[Sequence[int]], list[DatasetSpec]] | None = None
+    notes: Callable[[Path], Iterable[str]] | None = None
     read_image: Callable[[Path, str], np.ndarray] | None = None
 
     @property
