@@ -127,15 +127,6 @@ def test_sets_with_the_same_key_are_not_joined():
 
 
 def test_a_set_that_does_not_remember_reads_anew_each_time() -> None:
-    asked = []
-
-    def read(key: str) -> Sample:
-        asked.append(key)
-        return Sample(key, np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.int32))
-
-    about = {"name": "a", "split": "test", "source": "real", "fingerprint": "f"}
-    forgetful = SampleSet(["x", "y"], read, **about, remember=False)
-    assert forgetful[0] is not forgetful[0] and asked == ["x", "x"]
+    forgetful, read = make_set(2, remember=False)
+    assert forgetful[0] is not forgetful[0] and len(read) == 2
     assert not forgetful.take(1).remember
-    other = SampleSet(["z"], read, **about)
-    assert other[0] is other[0] and not forgetful.joined(other).remember
