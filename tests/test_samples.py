@@ -148,3 +148,9 @@ def test_changed_samples_are_made_when_asked_for():
     assert brighter.describe() == samples.describe()
     others = samples.changed("darker", lambda one: one), samples, brighter
     assert len({one.fingerprint for one in others}) == 3
+
+
+def test_a_set_that_does_not_remember_reads_anew_each_time() -> None:
+    forgetful, read = make_set(2, remember=False)
+    assert forgetful[0] is not forgetful[0] and len(read) == 2
+    assert not forgetful.take(1).remember

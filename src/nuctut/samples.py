@@ -72,7 +72,8 @@ class SampleSet(Sequence[Sample]):
         source: "real" (the paper's own data), "excerpt" (a few of its images), "stand-in" (other
             real data) or "simulated".
         fingerprint: Hex digest of what the samples were read from.
-        whole: Of an excerpt: how many images the split has in the real data set.
+        whole: Of an excerpt or another part: how many images the split has in the real data set.
+        remember: Whether to keep what was read. A set too large for memory is read anew each time.
     """
 
     def __init__(
@@ -85,13 +86,14 @@ class SampleSet(Sequence[Sample]):
         source: str,
         fingerprint: str,
         whole: int | None = None,
+        remember: bool = True,
     ) -> None:
         if source not in SOURCES:
             raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
         self.keys = tuple(keys)
         self.name, self.split, self.source = name, split, source
         self.fingerprint, self.whole = fingerprint, whole
-        self._read = read
+        self.remember, self._read = remember, read
         self._samples: dict[str, Sample] = {}
 
     def __len__(self) -> int:
@@ -99,9 +101,12 @@ class SampleSet(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         key = self.keys[index]
-        if key not in self._samples:
-            self._samples[key] = self._read(key)
-        return self._samples[key]
+        if key in self._samples:
+            return self._samples[key]
+        sample = self._read(key)
+        if self.remember:
+            self._samples[key] = sample
+        return sample
 
     def take(self, count: int) -> SampleSet:
         """The first `count` samples (all of them when there are fewer) as a set of its own."""
@@ -144,6 +149,7 @@ class SampleSet(Sequence[Sample]):
             source=self.source,
             fingerprint=hashlib.sha256(digested.encode()).hexdigest(),
             whole=self.whole,
+            remember=self.remember,
         )
 
     def joined(self, other: SampleSet) -> SampleSet:
@@ -165,14 +171,17 @@ class SampleSet(Sequence[Sample]):
             source=self.source,
             fingerprint=digest,
             whole=None if self.whole is None else self.whole + (other.whole or len(other)),
+            remember=self.remember and other.remember,
         )
 
     def describe(self) -> str:
         """One line that says what this is, such as "bbbc039 test (real, 50 images)".
 
-        Of an excerpt: "bbbc039 test (real, excerpt: 4 of 50 images)".
+        Of an excerpt: "bbbc039 test (real, excerpt: 4 of 50 images)"; of another part of the real
+        data: "(real, part: 3 of 8064 images)".
         """
         if self.whole is None:
             return f"{self.name} {self.split} ({self.source}, {len(self)} images)"
         images = f"{len(self)} of {self.whole} images"
-        return f"{self.name} {self.split} (real, {self.source}: {images})"
+        part = "part" if self.source == "real" else self.source
+        return f"{self.name} {self.split} (real, {part}: {images})"

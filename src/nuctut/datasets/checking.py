@@ -67,10 +67,13 @@ def list_real(spec: DatasetSpec, folder: Path) -> dict[str, Listing]:
     listings = {}
     for split, expected in spec.counts.items():
         listings[split] = list_split(spec, folder, split)
-        if (found := len(listings[split])) != expected.images:
+        found = len(listings[split])
+        if found != expected.images and not spec.pieces:
             raise ValueError(
                 f"{folder}: the {split} split lists {found} images, not {expected.images}."
             )
+    if not any(listings.values()):
+        raise FileNotFoundError(f"{folder} holds no image with labels.")
     for problem in _shared(folder, listings):
         raise ValueError(problem)
     return listings
@@ -119,7 +122,7 @@ def check(
     """
     simulated = is_simulated(folder)
     if problems := _missing_parts(spec, folder):
-        return CheckReport(folder, {}, tuple(problems), simulated)
+        return CheckReport(folder, {}, tuple(problems), simulated=simulated)
     problems += spec.strays(folder)
     keys, found = {}, {}
     for split in spec.splits:
@@ -133,8 +136,9 @@ def check(
                 f"{folder}: the {split} split has {found[split].images:,} images with "
                 f"{found[split].nuclei:,} nuclei, expected are {expected.images:,} with {nuclei}."
             )
-    # a fault that stops two splits is still one
-    return CheckReport(folder, found, tuple(dict.fromkeys(problems)), simulated)
+    problems = list(dict.fromkeys(problems))  # a fault that stops two splits is still one
+    notes = () if problems or not spec.notes else tuple(spec.notes(folder))
+    return CheckReport(folder, found, tuple(problems), notes, simulated)
 
 
 def _fits(found: SplitCount, expected: SplitCount) -> bool:
