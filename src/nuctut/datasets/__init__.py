@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nuctut.datasets import bbbc039, checking, dsb2018, fetching
+from nuctut.datasets import bbbc039, checking, dsb2018, fetching, janowczyk, monuseg, tnbc
 from nuctut.datasets.cache import cache_root, content_fingerprint, open_split
 from nuctut.datasets.checking import Listing
 from nuctut.datasets.spec import CheckReport, DatasetSpec, is_simulated
@@ -36,7 +36,9 @@ __all__ = [
     "status",
 ]
 
-REGISTRY: dict[str, DatasetSpec] = {spec.name: spec for spec in (bbbc039.SPEC, dsb2018.SPEC)}
+REGISTRY: dict[str, DatasetSpec] = {
+    module.SPEC.name: module.SPEC for module in (bbbc039, dsb2018, tnbc, monuseg, janowczyk)
+}
 SOURCES = ("auto", "real", "excerpt", "simulated")
 
 
@@ -103,6 +105,10 @@ def load(name: str, split: str, source: str = "auto") -> SampleSet:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
     folder, found, listings = _folder(spec, source)
     listing = listings.get(split) or checking.list_split(spec, folder, split)
+    if not listing:
+        raise FileNotFoundError(
+            f"{folder} holds no image of the {split} split: see data/README.md."
+        )
     if spec.read_image:
         read, fingerprint = open_split(spec, folder, split, listing)
     else:

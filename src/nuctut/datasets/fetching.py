@@ -197,7 +197,7 @@ def _require_space(spec: DatasetSpec, work: Path) -> None:
 
 def _download(spec: DatasetSpec, archive: Archive, work: Path, bars: Progress) -> None:
     """Loads the archive into `work` and checks it; one that is there is not loaded again."""
-    url, path = spec.base_url + archive.name, work / archive.name
+    url, path = archive.url or spec.base_url + archive.name, work / archive.name
     partial = work / f"{archive.name}.part"
     task = bars.add_task(archive.name, total=archive.bytes)
     with _sentence(archive.name):

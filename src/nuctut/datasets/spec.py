@@ -15,15 +15,16 @@ from nuctut.samples import Sample
 
 @dataclass(frozen=True)
 class Archive:
-    """One file as its publisher offers it: a zip file, or one that is kept as it is.
+    """One file as its publisher offers it: a zip or tgz file, or one that is kept as it is.
 
     Attributes:
-        name: Of the file; a zip file's ends in ".zip".
+        name: Of the file; a zip file's ends in ".zip", a gzipped tar file's in ".tgz".
         bytes: Its size.
         sha256: Of its content, in hex digits.
         exact: Whether the size is known to the byte; otherwise it is about right.
-        folder: What a zip file unpacks into, below the data set's folder, whether or not its
+        folder: What it unpacks into, below the data set's folder, whether or not its
             members' names begin with it.
+        url: Where it is, if that is not its name below the data set's `base_url`.
     """
 
     name: str
@@ -31,14 +32,20 @@ class Archive:
     sha256: str
     exact: bool = True
     folder: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True)
 class SplitCount:
-    """How many images a split holds, and how many nuclei are marked in them."""
+    """How many images a split holds, and how many nuclei are marked in them.
+
+    Attributes:
+        images: How many.
+        nuclei: How many; None in what is expected of a data set whose nuclei nobody has counted.
+    """
 
     images: int
-    nuclei: int
+    nuclei: int | None
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,9 @@ class DatasetSpec:
         simulate: (folder, *, images, shape, seed) → the folder, now holding simulated data.
         small: What `simulate` makes unless told otherwise.
         pixel_size: Side of a pixel in µm; None where the images differ or it is not known.
+        optional: Splits that some have on disk and others have not.
+        all_tested: Whether "test" is the whole set, for networks that learned from another one.
+            Then "training" and "validation" are its parts, for networks tested on another one.
         read_image: (folder, key) → the image alone. A data set that has it keeps its labels in a
             cache, because putting them together takes long.
     """
@@ -131,12 +141,14 @@ class DatasetSpec:
     simulate: Callable[..., Path]
     small: SmallSet
     pixel_size: float | None = None
+    optional: tuple[str, ...] = ()
+    all_tested: bool = False
     read_image: Callable[[Path, str], np.ndarray] | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits."""
-        return tuple(self.counts)
+        """Names of the splits, those last that may be missing."""
+        return (*self.counts, *self.optional)
 
 
 def is_simulated(folder: Path) -> bool:
