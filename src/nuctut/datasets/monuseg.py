@@ -55,7 +55,7 @@ PART = {
 }
 VALIDATION = tuple(f"TCGA-{names.split()[-1]}" for names in KUMAR.values())
 
-# Regions of the publisher's files that are no more than a line, by their Id: known to be no nucleus.
+# Regions of the publisher's files that are no more than a line, by their Id: no nuclei.
 KNOWN = {
     "TCGA-50-5931-01Z-00-DX1": ("180",),
     "TCGA-AR-A1AK-01Z-00-DX1": ("478",),
