@@ -81,10 +81,10 @@ def order_of_a_hand(labels: np.ndarray, seed: int | Sequence[int]) -> np.ndarray
 
     The numbers were chosen to agree with 15 partial masks of Janowczyk & Madabhushi. With 5 % of
     the nuclei of Kumar's 30 images shown, medians are, theirs in brackets: share of the pixels
-    1.6 % (1.55); mean distance to the nearest neighbour over that of chance 0.71 (0.64); distance
-    to the nearest in diameters 1.5 (1.4); variance of the density, relative to its square and
-    beyond that of chance, in windows of a half, a quarter and an eighth of the image's side 0.29,
-    0.98 and 1.8 (0.29, 0.49 and 1.0; means 0.5, 1.2 and 1.8).
+    1.6 % (1.55); mean distance to the nearest neighbour over that of chance 0.68 (0.64); distance
+    to the nearest in diameters 1.45 (1.44); variance of the density, relative to its square and
+    beyond that of chance, in windows of a half, a quarter and an eighth of the image's side 0.27,
+    1.2 and 1.8 (0.29, 0.49 and 1.0, but their means are 0.5, 1.2 and 1.8).
 
     Args:
         labels: (H, W) int32.
