@@ -12,7 +12,7 @@ from nuctut import datasets
 from nuctut.datasets import checking, dsb2018
 from nuctut.paths import excerpts_root
 
-FREE = ("CC0 1.0",)  # licences under which images may lie in the repository
+FREE = ("CC0 1.0", "CC BY 4.0")  # licences under which images may lie in the repository
 SET_LIMIT, ALL_LIMIT, FILE_LIMIT = 3_000_000, 12_000_000, 2**20  # bytes
 FOLDERS = sorted(path for path in excerpts_root().iterdir())
 NAMES = [folder.name for folder in FOLDERS]

@@ -15,7 +15,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nuctut.datasets import bbbc006, bbbc039, bitdepth, checking, dsb2018, fetching, sbsst265
+from nuctut.datasets import (
+    bbbc006,
+    bbbc039,
+    bitdepth,
+    checking,
+    dsb2018,
+    fetching,
+    janowczyk,
+    monuseg,
+    sbsst265,
+    tnbc,
+)
 from nuctut.datasets.cache import cache_root, content_fingerprint, open_split
 from nuctut.datasets.checking import Listing
 from nuctut.datasets.spec import CheckReport, DatasetSpec, is_simulated
@@ -45,6 +56,9 @@ REGISTRY: dict[str, DatasetSpec] = {
         sbsst265.SPEC,
         sbsst265.NEUROBLASTOMA,
         bitdepth.SPEC,
+        tnbc.SPEC,
+        monuseg.SPEC,
+        janowczyk.SPEC,
         bbbc006.SPEC,
     )
 }
@@ -123,7 +137,8 @@ def load(name: str, split: str, source: str = "auto", annotation: str | None = N
     listing = listings.get(split) or checking.list_split(spec, folder, split)
     if not listing:
         raise FileNotFoundError(
-            f"{folder} holds nothing of the {split} split: get it with `nuctut data fetch {name}`."
+            f"{folder} holds no image of the {split} split: get it with "
+            f"`nuctut data fetch {name}`, or see data/README.md."
         )
     if spec.read_image:
         read, fingerprint = open_split(spec, folder, split, listing)
@@ -134,7 +149,7 @@ def load(name: str, split: str, source: str = "auto", annotation: str | None = N
         fingerprint = hashlib.sha256(f"{fingerprint}:{annotation}".encode()).hexdigest()
     kind = "stand-in" if found == "real" and spec.stand_in else found
     about = {"name": name, "split": split, "source": kind, "fingerprint": fingerprint}
-    whole = spec.counts[split].images
+    whole = spec.counts[split].images if split in spec.counts else None
     if found == "simulated" or (found == "real" and len(listing) == whole):
         whole = None
     remember = len(listing) <= REMEMBERED

@@ -74,7 +74,7 @@ def list_real(spec: DatasetSpec, folder: Path) -> dict[str, Listing]:
             )
     if not any(listings.values()):
         raise FileNotFoundError(f"{folder} holds no image with labels.")
-    for problem in _shared(folder, listings):
+    for problem in _shared(spec, folder, listings):
         raise ValueError(problem)
     return listings
 
@@ -98,11 +98,13 @@ def _missing_parts(spec: DatasetSpec, folder: Path) -> list[str]:
     return [f"{folder / part} is missing." for part in spec.parts if not (folder / part).exists()]
 
 
-def _shared(folder: Path, splits: Mapping[str, Sequence[str] | Listing]) -> Iterator[str]:
+def _shared(
+    spec: DatasetSpec, folder: Path, splits: Mapping[str, Sequence[str] | Listing]
+) -> Iterator[str]:
     """A sentence for each key that two splits have: what is trained on must not be tested on."""
     owners: dict[str, str] = {}
     for split, keys in splits.items():
-        for key in keys:
+        for key in () if split == "test" and spec.all_tested else keys:
             if (other := owners.setdefault(key, split)) != split:
                 yield f"{folder}: {key} is in the {other} split and in the {split} split."
 
@@ -128,7 +130,8 @@ def check(
     for split in spec.splits:
         keys[split], found[split], faults = _check_split(spec, folder, split)
         problems += faults
-    problems += _shared(folder, keys)
+    problems += _shared(spec, folder, keys)
+    found = {split: n for split, n in found.items() if n.images or split not in spec.optional}
     for split, expected in (counts or {}).items():
         if not problems and not _fits(found[split], expected):
             nuclei = "any number" if expected.nuclei is None else f"{expected.nuclei:,}"

@@ -31,7 +31,7 @@ from urllib3.exceptions import HTTPError
 from nuctut.datasets.checking import check
 from nuctut.datasets.simulated.canvas import MARKER
 from nuctut.datasets.spec import Archive, DatasetSpec, is_simulated
-from nuctut.datasets.unpacking import CHUNK, FetchError, unpack
+from nuctut.datasets.unpacking import CHUNK, KINDS, FetchError, unpack
 from nuctut.files import LOCK, locked
 
 PARTIAL = ".partial"
@@ -211,7 +211,7 @@ def _require_space(spec: DatasetSpec, work: Path) -> None:
 
 def _download(spec: DatasetSpec, archive: Archive, work: Path, bars: Progress) -> None:
     """Loads the archive into `work` and checks it; one that is there is not loaded again."""
-    url, path = spec.base_url + archive.name, work / archive.name
+    url, path = archive.url or spec.base_url + archive.name, work / archive.name
     partial = work / f"{archive.name}.part"
     task = bars.add_task(archive.name, total=archive.bytes)
     with _sentence(archive.name):
@@ -364,8 +364,11 @@ def _refuse_other_answers(response: requests.Response) -> None:
 
 
 def _refuse_beginning(url: str, archive: Archive, first: bytes) -> None:
-    if archive.name.endswith(".zip") and first[:2] != b"PK"[: len(first)]:
-        raise FetchError(f"{url} is not a zip file: fetch again, perhaps from another network.")
+    for end, begin in KINDS.items():
+        if archive.name.endswith(end) and first[:2] != begin[: len(first)]:
+            raise FetchError(
+                f"{url} is not a {end[1:]} file: fetch again, perhaps from another network."
+            )
 
 
 def _refuse_size(url: str, archive: Archive, wrong: bool) -> None:
@@ -389,7 +392,7 @@ def _install(spec: DatasetSpec, work: Path, folder: Path, bars: Progress) -> Non
     for archive in wanted:
         with _sentence(archive.name):
             staging.mkdir(exist_ok=True)
-            if archive.name.endswith(".zip"):
+            if archive.name.endswith(tuple(KINDS)):
                 path, inside = work / archive.name, archive.folder
                 room -= unpack(path, staging, room, inside, lambda size: bars.advance(task, size))
             else:

@@ -15,16 +15,17 @@ from nuctut.samples import Sample
 
 @dataclass(frozen=True)
 class Archive:
-    """One file as its publisher offers it: a zip file, or one that is kept as it is.
+    """One file as its publisher offers it: a zip or tgz file, or one that is kept as it is.
 
     Attributes:
-        name: Of the file; a zip file's ends in ".zip".
+        name: Of the file; a zip file's ends in ".zip", a gzipped tar file's in ".tgz".
         bytes: Its size.
         sha256: Of its content, in hex digits; None where nobody has pinned it, and the sums that a
             zip file keeps of its members have to do.
         exact: Whether the size is known to the byte; otherwise it is about right.
-        folder: What a zip file unpacks into, below the data set's folder, whether or not its
+        folder: What it unpacks into, below the data set's folder, whether or not its
             members' names begin with it.
+        url: Where it is, if that is not its name below the data set's `base_url`.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Archive:
     sha256: str | None
     exact: bool = True
     folder: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,9 @@ class DatasetSpec:
         pieces: (planes) → what is fetched one after the other, the archives of each whole folders.
             A data set that has it is too large for most, and any part of it is a data set too.
         notes: (folder) → a sentence for each thing worth knowing of a part that is no fault.
+        optional: Splits that some have on disk and others have not.
+        all_tested: Whether "test" is the whole set, for networks that learned from another one.
+            Then "training" and "validation" are its parts, for networks tested on another one.
         read_image: (folder, key) → the image alone. A data set that has it keeps its labels in a
             cache, because putting them together takes long.
     """
@@ -152,12 +157,14 @@ class DatasetSpec:
     annotations: Mapping[str, Callable[[Path, str], Sample]] = field(default_factory=dict)
     pieces: Callable[[Sequence[int]], list[DatasetSpec]] | None = None
     notes: Callable[[Path], Iterable[str]] | None = None
+    optional: tuple[str, ...] = ()
+    all_tested: bool = False
     read_image: Callable[[Path, str], np.ndarray] | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits."""
-        return tuple(self.counts)
+        """Names of the splits, those last that may be missing."""
+        return (*self.counts, *self.optional)
 
 
 def is_simulated(folder: Path) -> bool:
