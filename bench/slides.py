@@ -38,7 +38,7 @@ except ImportError as error:
 GOAL, RATIO = 4.0, 500.0  # seconds for the slide on two cores; how much faster than by patches
 CHANNELS = (16, 32, 64, 128, 192)
 # Side and overlap in pixels, and tiles per forward pass: the paper's, and four for a slide.
-TILES = {"the paper's tiles": (256, 128, 4), "four large tiles": (1120, 240, 1)}
+TILES = {"the paper's tiles": (256, 128, 4), "four large tiles": (1120, 224, 1)}
 CROP = 48  # pixels per side: 2304 patches
 
 Predict = Callable[[], np.ndarray]

@@ -14,17 +14,21 @@ from nuctut.augmentation import Augmentation
 from nuctut.background import LABELLED
 
 FOREGROUND, BACKGROUND = 0.10, 0.40
+REACH = 25.0  # pixels
 
 
 def kept_windows(
-    classes: np.ndarray, size: int = 256, stride: int = 128, reach: float = 10.0
+    classes: np.ndarray, size: int = 256, stride: int = 128, reach: float = REACH
 ) -> list[tuple[int, int]]:
     """Where the windows begin whose masks, dilated, exceed 10 % and 40 % (section 3.1).
 
-    How far the paper dilates is not said, nor which weights are its background mask: here those of
-    at least one half of the image's largest, unlabelled pixels alone. Its 71,842 patches are more
-    than 121 images of 2000×2000 have windows (27,225, with the last ones that do not fit the
-    stride): it counts augmented copies.
+    How far the paper dilates is not said. Its 71,842 patches are more than 121 images of 2000×2000
+    have windows, so it counts augmented copies; if those are eight of each window, 74 windows of an
+    image are kept. In 15 of the images' masks, 73 windows hold enough nuclei if these are dilated
+    by 24 pixels, and 78 if by 26.
+
+    Nor is it said which weights are the background mask: here those of at least half the image's
+    largest.
 
     Args:
         classes: (H, W) uint8 map of `background.taught`, no smaller than `size`.
@@ -82,7 +86,7 @@ class PartialPatches(Dataset):
         *,
         size: int = 256,
         stride: int = 128,
-        reach: float = 10.0,
+        reach: float = REACH,
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
