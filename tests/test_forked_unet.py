@@ -67,7 +67,9 @@ def test_the_papers_blocks_are_apart():
 
 def test_the_number_of_weights_by_fork():
     def block(inputs: int, outputs: int) -> int:  # a transposed convolution and two others
-        return (4 * inputs + 1) * outputs + (18 * outputs + 1) * outputs + (9 * outputs + 1) * outputs
+        return (
+            (4 * inputs + 1) * outputs + (18 * outputs + 1) * outputs + (9 * outputs + 1) * outputs
+        )
 
     with torch.device("meta"):
         found = [weights(ForkedUNet(fork)) for fork in FORKS]
@@ -168,7 +170,9 @@ def test_cross_entropy_against_a_slow_reference(factors):
     logits, _, batch = answers()
     batch["classes"][0, 2:4] = IGNORE
     expected = slow_cross_entropy(logits, batch["classes"], factors or (1, 1, 1))
-    assert CrossEntropy(factors)(logits, batch["classes"]).item() == pytest.approx(expected, rel=1e-5)
+    assert CrossEntropy(factors)(logits, batch["classes"]).item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_nothing_to_learn_costs_nothing():
@@ -206,7 +210,9 @@ def test_denoiseg_weighs_hidden_pixels_and_classes():
         found = DenoiSegLoss(alpha)(logits, restored, batch).item()
         assert found == pytest.approx(expected, rel=1e-5)
     restored[~batch["hidden"]] += 100  # what the network saw, it need not tell
-    assert DenoiSegLoss(1.0)(logits, restored, batch).item() == pytest.approx(float((off**2).mean()))
+    assert DenoiSegLoss(1.0)(logits, restored, batch).item() == pytest.approx(
+        float((off**2).mean())
+    )
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
@@ -241,6 +247,8 @@ def test_at_its_full_width_it_is_torchvisions():
 def test_a_narrow_one_is_small_and_takes_images_from_63_pixels():
     narrow = AlexNet(8)
     assert weights(narrow) < 1e6
-    assert narrow(torch.rand(2, 1, 63, 63)).shape == narrow(torch.rand(2, 1, 224, 90)).shape == (2, 2)
+    assert (
+        narrow(torch.rand(2, 1, 63, 63)).shape == narrow(torch.rand(2, 1, 224, 90)).shape == (2, 2)
+    )
     with pytest.raises(ValueError, match="width must be from 1 to 64, not 65"):
         AlexNet(65)

@@ -129,7 +129,8 @@ def parted_by_watershed(
 ) -> LabelRule:
     """The post-processing of Mandal et al. (section II, figures 3 and 4), for three classes.
 
-    What is most probably boundary is subtracted, and what is still wrongly joined goes through `part_by_watershed`. The
+    What is most probably boundary is subtracted, and what is still joined is cut apart, see
+    `part_by_watershed`. The
     paper does not say whether a nucleus gets its boundary back; here labels grow into it.
 
     Args:
@@ -234,8 +235,10 @@ def divide(labels: np.ndarray, radius: int = 4) -> np.ndarray:
     return watershed(-depth, seeds, mask=mask).astype(np.int32)
 
 
-def part_by_watershed(mask: np.ndarray, distance: float, smoothing: float = SMOOTHING) -> np.ndarray:
-    """A mask of nuclei, cut where several of them seem to hang together (Mandal et al., section II).
+def part_by_watershed(
+    mask: np.ndarray, distance: float, smoothing: float = SMOOTHING
+) -> np.ndarray:
+    """A mask of nuclei, cut where several seem to hang together (Mandal et al., section II).
 
     Markers are the maxima of the distance to the background. Of two in one piece that are too
     near, the lower one goes. Pieces with several markers left are cut by a watershed from these;
@@ -271,7 +274,7 @@ def _first_of_two(labels: np.ndarray) -> np.ndarray:
 def _markers(
     depth: np.ndarray, pieces: np.ndarray, distance: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The maxima that are kept, each a plateau with a number, (H, W) int32; and each one's piece."""
+    """The maxima that are kept, (H, W) int32, each a numbered plateau; and the piece of each."""
     tops, count = ndi.label((depth == ndi.maximum_filter(depth, size=3)) & (pieces > 0), SQUARE)
     inside = np.flatnonzero(tops)
     at = np.empty(count + 1, int)
