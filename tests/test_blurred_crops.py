@@ -244,7 +244,8 @@ def test_a_network_with_two_answers_is_fitted(scene, tmp_path, deblurring):
     again = ForkedUNet(3, channels=(4,) * 5, normalise=True, objective=JointLoss(deblurring))
     assert fit(again, None, items(0), items(1), tmp_path, SETTINGS).best == result.best
     pixels = standardise(images[0])
-    np.testing.assert_array_equal(again.restored(pixels), model.restored(pixels))
+    # channels come first or last in memory, so sums are rounded otherwise
+    np.testing.assert_allclose(again.restored(pixels), model.restored(pixels), atol=1e-5)
 
 
 def test_the_other_networks_are_fitted(scene, tmp_path):
