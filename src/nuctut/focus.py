@@ -13,6 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 from .metrics import Match, overlap_table, pool
+from .neighbours import touching
 from .postprocess import LabelRule
 from .targets import standardise
 
@@ -70,27 +71,6 @@ def relative_gain(ours: float, baseline: float) -> float:
 
 
 # --- images with touching nuclei -----------------------------------------------------------------
-
-
-def touching(labels: np.ndarray) -> np.ndarray:
-    """Which nuclei touch another, by a side or a corner of a pixel.
-
-    Args:
-        labels: (H, W) int32 labels, 1…N without gaps.
-
-    Returns:
-        (N,) bool.
-    """
-    touches = np.zeros(labels.max(initial=0) + 1, bool)
-    for one, other in (
-        (labels[1:], labels[:-1]),
-        (labels[:, 1:], labels[:, :-1]),
-        (labels[1:, 1:], labels[:-1, :-1]),
-        (labels[1:, :-1], labels[:-1, 1:]),
-    ):
-        meet = (one != other) & (one > 0) & (other > 0)
-        touches[one[meet]] = touches[other[meet]] = True
-    return touches[1:]
 
 
 def is_crowded(labels: np.ndarray) -> bool:

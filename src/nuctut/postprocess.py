@@ -12,6 +12,7 @@ from skimage.feature import peak_local_max
 from skimage.morphology import skeletonize
 from skimage.segmentation import expand_labels, relabel_sequential, watershed
 
+from .neighbours import centres
 from .targets import BACKGROUND, NUCLEUS, SEPARATION
 
 CERTAIN = 3  # a class besides the three of `targets`: nucleus, and hardly anything else
@@ -302,7 +303,7 @@ def _markers(
     at = np.empty(count + 1, int)
     at[tops.flat[inside]] = inside  # a pixel of each
     height, piece = depth.flat[at[1:]], pieces.flat[at[1:]]
-    places = _centres(tops)
+    places = centres(tops)
     near = KDTree(places).query_ball_point(places, np.nextafter(distance, 0))
     kept = np.ones(count, bool)
     for top in np.argsort(-height, kind="stable"):
@@ -327,21 +328,13 @@ def marker_distance(labels: Iterable[np.ndarray], quantile: float = 0.05) -> flo
         ValueError: When no image holds two nuclei.
     """
     nearest = [
-        KDTree(centres).query(centres, k=2)[0][:, 1]
-        for centres in map(_centres, labels)
-        if len(centres) > 1
+        KDTree(places).query(places, k=2)[0][:, 1]
+        for places in map(centres, labels)
+        if len(places) > 1
     ]
     if not nearest:
         raise ValueError("labels hold no image with two nuclei: there is no distance to learn.")
     return float(np.quantile(np.concatenate(nearest), quantile))
-
-
-def _centres(labels: np.ndarray) -> np.ndarray:
-    """(N, 2) rows and columns of the centres of mass of labels 1…N."""
-    rows, columns = np.nonzero(labels)
-    ids = labels[rows, columns]
-    areas = np.bincount(ids)[1:]
-    return np.stack([np.bincount(ids, at)[1:] / areas for at in (rows, columns)], axis=1)
 
 
 def give_back(labels: np.ndarray, mask: np.ndarray, reach: float = 3) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -127,26 +128,46 @@ class SampleSet(Sequence[Sample]):
             raise ValueError(f"{missing} {self.describe()}.")
         return self._with(keys, self._at, f"{self.fingerprint}:{' '.join(keys)}")
 
-    def changed(self, how: str, change: Callable[[Sample], Sample]) -> SampleSet:
+    def changed(
+        self, how: str, change: Callable[[Sample], Sample], source: str | None = None
+    ) -> SampleSet:
         """The samples as `change` makes them, each when it is asked for.
 
         Args:
             how: Tells this change from all others; it is part of the fingerprint.
             change: Gives a sample of the same key.
+            source: Of the changed samples, by default that of these; see `stood_in`.
         """
         digested = f"{self.fingerprint}:{how}"
-        return self._with(self.keys, lambda key: change(self._at(key)), digested)
+        return self._with(self.keys, partial(self._changed, change), digested, source)
+
+    @property
+    def stood_in(self) -> str:
+        """The source of what is made of these samples to stand in for other data.
+
+        Real ones become a "stand-in"; an excerpt or simulated ones are no more than before.
+        """
+        return "stand-in" if self.source == "real" else self.source
 
     def _at(self, key: str) -> Sample:
         return self[self.keys.index(key)]
 
-    def _with(self, keys: Sequence[str], read: Callable[[str], Sample], digested: str) -> SampleSet:
+    def _changed(self, change: Callable[[Sample], Sample], key: str) -> Sample:
+        return change(self._at(key))
+
+    def _with(
+        self,
+        keys: Sequence[str],
+        read: Callable[[str], Sample],
+        digested: str,
+        source: str | None = None,
+    ) -> SampleSet:
         return SampleSet(
             keys,
             read,
             name=self.name,
             split=self.split,
-            source=self.source,
+            source=source or self.source,
             fingerprint=hashlib.sha256(digested.encode()).hexdigest(),
             whole=self.whole,
             remember=self.remember,
@@ -183,5 +204,6 @@ class SampleSet(Sequence[Sample]):
         if self.whole is None:
             return f"{self.name} {self.split} ({self.source}, {len(self)} images)"
         images = f"{len(self)} of {self.whole} images"
-        part = "part" if self.source == "real" else self.source
-        return f"{self.name} {self.split} (real, {part}: {images})"
+        excerpt = self.source == "excerpt"
+        kind, part = ("real", "excerpt") if excerpt else (self.source, "part")
+        return f"{self.name} {self.split} ({kind}, {part}: {images})"

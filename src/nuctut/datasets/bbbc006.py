@@ -24,9 +24,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-from skimage.segmentation import relabel_sequential
 
-from nuctut.datasets.pixels import read_png, read_tiff
+from nuctut.datasets.pixels import read_labels, read_tiff
 from nuctut.datasets.simulated.bbbc006 import (
     FOCUS,
     LABELS,
@@ -180,18 +179,12 @@ def read(folder: Path, key: str) -> Sample:
     """
     plane, field = _parted(key)
     image_path, labels_path = (folder / name for name in files(folder, key))
-    image, ids = _read_image(image_path), read_png(labels_path)
-    if ids.ndim != 2:
-        raise ValueError(f"{labels_path} should hold one plane of ids, not {ids.shape}.")
-    if ids.shape != image.shape:
-        raise ValueError(
-            f"{labels_path} has shape {ids.shape}, but its image {image_path.name} has "
-            f"{image.shape}."
-        )
+    image = _read_image(image_path)
+    labels = read_labels(labels_path, image.shape)
     well, site = field.split("_s")
     tags = {"field": field, "well": well, "site": site, "plane": str(plane)}
     tags |= {"z": f"{STEP * (plane - FOCUS):g}", "labels": "automatic"}
-    return Sample(key, image, relabel_sequential(ids)[0].astype(np.int32), tags)
+    return Sample(key, image, labels, tags)
 
 
 def _read_image(path: Path) -> np.ndarray:

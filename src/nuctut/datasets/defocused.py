@@ -55,16 +55,15 @@ def defocused(
         for index, key in enumerate(samples.keys)
         for name, depth in zip(names, depths, strict=True)
     }
-    real = samples.source == "real"
     about = repr((VERSION, samples.fingerprint, names, microscope, camera, seed))
     return SampleSet(
         list(made),
         _Reader(samples, made, microscope, camera, seed),
         name=samples.name,
         split=samples.split + SUFFIX,
-        source="stand-in" if real else samples.source,
+        source=samples.stood_in,
         fingerprint=hashlib.sha256(about.encode()).hexdigest(),
-        whole=None if real or samples.whole is None else samples.whole * len(names),
+        whole=None if samples.whole is None else samples.whole * len(names),
         remember=False,
     )
 

@@ -58,6 +58,15 @@ def read_tiff(path: Path) -> np.ndarray:
     return pixels
 
 
+def read_pixels(path: Path) -> np.ndarray:
+    """The pixels of a file whose name says whether it is a PNG, else a TIFF.
+
+    Raises:
+        FileNotFoundError, ValueError: As `read_png` and `read_tiff` do.
+    """
+    return read_png(path) if path.suffix == ".png" else read_tiff(path)
+
+
 def as_rgb(image: np.ndarray, path: Path) -> np.ndarray:
     """An image as (H, W, 3) uint8, whatever form its file has.
 
@@ -88,7 +97,7 @@ def as_rgb(image: np.ndarray, path: Path) -> np.ndarray:
 
 
 def read_labels(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """The nuclei of a TIFF file in which each has an id of its own.
+    """The nuclei of a TIFF or PNG file in which each has an id of its own.
 
     An id is one nucleus, also where its pixels are in several parts: that is what the annotator
     says, and no pixel is dropped for it.
@@ -104,7 +113,7 @@ def read_labels(path: Path, shape: tuple[int, int]) -> np.ndarray:
         FileNotFoundError: When the file is missing.
         ValueError: When it cannot be read, holds no ids, or has another shape; naming it.
     """
-    ids = read_tiff(path)
+    ids = read_pixels(path)
     if ids.ndim != 2 or ids.dtype.kind not in "ui" or ids.min() < 0:
         raise ValueError(
             f"{path} should hold one plane of ids from 0 up, not {ids.dtype} of {ids.shape}: "

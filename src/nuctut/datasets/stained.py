@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from skimage.measure import label
 
-from nuctut.datasets.pixels import as_rgb, read_png, read_tiff
+from nuctut.datasets.pixels import as_rgb, read_pixels, read_png
 
 
 def read_stained(path: Path) -> np.ndarray:
@@ -17,7 +17,7 @@ def read_stained(path: Path) -> np.ndarray:
         FileNotFoundError: When the file is missing.
         ValueError: When it cannot be read, has other colours or is transparent; naming it.
     """
-    image = read_png(path) if path.suffix == ".png" else read_tiff(path)
+    image = read_pixels(path)
     if image.ndim != 3:
         raise ValueError(f"{path} should hold colours, not {image.dtype} of {image.shape}.")
     return as_rgb(image, path)
