@@ -158,7 +158,7 @@ def test_a_part_is_real_and_says_how_much_it_is(part: Path) -> None:
 def test_of_a_split_that_is_not_there_one_is_told_how_to_get_it(part: Path) -> None:
     for path in part.glob("BBBC006_v1_images_z_*/*_s2_*"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="nothing of the test split: get it with `nuctut"):
+    with pytest.raises(FileNotFoundError, match="no image of the test split: get it with `nuctut"):
         datasets.load("bbbc006", "test", "auto")
 
 
