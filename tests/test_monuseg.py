@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from skimage.draw import polygon
 
@@ -86,9 +86,10 @@ def test_polygons_that_share_an_edge_share_no_pixel_and_leave_none_out() -> None
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(*[st.floats(-3, 12)] * 2), min_size=3, max_size=9))
+@example([(0.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 def test_filling_agrees_with_a_slow_reference(corners: list[tuple[float, float]]) -> None:
-    """But for centres on an edge; none is on these, moved by an irrational number."""
-    moved = np.array(corners).round(2) + np.sqrt(2) / 1000
+    """But for centres on an edge; none is on these, moved by two irrational numbers."""
+    moved = np.array(corners).round(2) + np.sqrt([2, 3]) / 1000
     expected = np.zeros((10, 11), int)
     expected[polygon(moved[:, 1], moved[:, 0], expected.shape)] = 1
     np.testing.assert_array_equal(polygons.fill([moved], (10, 11)), expected)
