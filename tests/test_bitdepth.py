@@ -141,7 +141,8 @@ def test_real_files_are_a_stand_in(as_if_real: Path) -> None:
 
 def test_simulated_files_are_simulated(as_if_real: Path) -> None:
     (as_if_real / MARKER).touch()
-    assert datasets.load(NAME, "test").source == "simulated"
+    assert datasets.status(NAME).state == "simulated"
+    assert datasets.load(NAME, "test", "simulated").source == "simulated"
 
 
 def test_another_annotation_has_the_same_keys_and_another_fingerprint(as_if_real: Path) -> None:

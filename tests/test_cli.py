@@ -87,11 +87,19 @@ def test_fetch_asks_for_the_named_set(nuctut, monkeypatch, tmp_path):
     assert nuctut("data", "fetch", "bbbc039")[:2] == (0, f"{tmp_path / 'bbbc039'}\n")
 
 
+def test_planes_are_named_by_their_numbers(nuctut, monkeypatch):
+    monkeypatch.setattr(datasets, "fetch", lambda name, planes: (name, planes))
+    out = nuctut("data", "fetch", "bbbc006", "--planes", "0,16")[1]
+    assert out == "('bbbc006', [0, 16])\n"
+    status, _, err = nuctut("data", "fetch", "bbbc006", "--planes", "0-16")
+    assert status == 1 and "whole numbers with commas between, not '0-16'" in err
+
+
 @pytest.mark.parametrize("action", ["fetch", "check", "simulate"])
 def test_an_unknown_data_set_is_one_line(nuctut, action):
     status, _, err = nuctut("data", action, "nope")
     assert status == 1
-    assert re.fullmatch(r"Error: There is no data set 'nope', but bbbc039, dsb2018, .*\.\n", err)
+    assert err == f"Error: There is no data set 'nope', but {', '.join(datasets.REGISTRY)}.\n"
 
 
 def test_a_full_disk_is_one_line(nuctut, monkeypatch):

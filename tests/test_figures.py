@@ -86,22 +86,6 @@ def test_touching_nuclei_keep_a_line_each_and_the_image_edge_is_none():
     assert (figures.outlines(labels) == expected).all()
 
 
-def test_touching_pairs_finds_straight_and_diagonal_neighbours_once():
-    labels = drawn(
-        "11.3.",
-        "11.3.",
-        "22..4",
-        ".....",
-        "5....",
-    )
-    assert figures.touching_pairs(labels).tolist() == [[1, 2], [3, 4]]
-    assert figures.touching_pairs(labels.T[::-1]).tolist() == [[1, 2], [3, 4]]
-
-
-def test_touching_pairs_of_nothing_is_empty():
-    assert figures.touching_pairs(np.zeros((3, 3), np.int32)).shape == (0, 2)
-
-
 # --- classify_objects --------------------------------------------------------------------------
 
 WIDE = block((2, 8, 1, 11))  # one nucleus, 6 by 10

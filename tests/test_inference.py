@@ -95,6 +95,16 @@ def test_tile_by_tile_it_is_the_same_and_no_tile_reads_more_than_itself(shape, t
     assert [rows for rows, _, _ in made] == sorted(rows for rows, _, _ in made)
 
 
+def test_of_the_tiles_of_mercadier_the_middle_counts():
+    """Tiles of 256 every 128, of which the central 128 are taken; at the edge, all up to it."""
+    tiles = predict_tiles(
+        Echo(), lambda y, x: np.zeros((256, 256), np.float32), (640, 512), tile=256, overlap=128
+    )
+    rows, columns = (set(spans) for spans in zip(*((y, x) for y, x, _ in tiles), strict=True))
+    assert rows == {(0, 192), (192, 320), (320, 448), (448, 640)}
+    assert columns == {(0, 192), (192, 320), (320, 512)}
+
+
 def test_a_network_is_left_as_it_was_when_nobody_wants_more_tiles():
     echo = Echo().train()
     tiles = predict_tiles(

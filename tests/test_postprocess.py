@@ -8,7 +8,7 @@ from scipy import ndimage as ndi
 from skimage.morphology import skeletonize
 
 from nuctut import postprocess
-from nuctut.targets import BACKGROUND, NUCLEUS, SEPARATION, three_classes
+from nuctut.targets import BACKGROUND, NUCLEUS, SEPARATION, dihedral, three_classes
 
 
 def two_nuclei(gap: int = 0) -> np.ndarray:
@@ -278,3 +278,136 @@ def test_rules_are_their_functions_in_steps():
         mask = postprocess.pieces_of_a_mask(0.4, min_area).labels(chances[1:2])
         np.testing.assert_array_equal(mask, postprocess.components(chances[1] > 0.4, min_area))
         assert labels.dtype == mask.dtype == np.int32
+
+
+# --- markers and watershed -----------------------------------------------------------------------
+
+
+def discs(*those: tuple[float, float, float], shape: tuple[int, int] = (80, 120)) -> np.ndarray:
+    """A mask of discs (y, x, radius)."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    return np.any([np.hypot(y - cy, x - cx) <= radius for cy, cx, radius in those], axis=0)
+
+
+@pytest.mark.parametrize("smoothing", [0, 2.0])
+@pytest.mark.parametrize("apart", [16, 20, 23])
+def test_two_discs_that_overlap_are_cut_where_they_meet(apart, smoothing):
+    mask = discs((40, 40, 12), (40, 40 + apart, 12))
+    result = postprocess.part_by_watershed(mask, distance=12, smoothing=smoothing)
+    cut = np.argwhere(mask & ~result)
+    # the chord, in the middle between the centres, one pixel wide
+    assert np.abs(cut[:, 1] - (40 + apart / 2)).max() <= 1
+    assert len(np.unique(cut[:, 0])) == len(cut) == np.count_nonzero(mask[:, 40 + apart // 2])
+    assert postprocess.components(result).max() == 2
+
+
+@pytest.mark.parametrize("distance, parts", [(5, 3), (19, 3), (21, 2), (41, 1), (np.inf, 1)])
+def test_of_markers_that_are_too_near_the_lower_goes(distance, parts):
+    """Three discs in a row, 20 pixels apart, the middle one the smallest."""
+    mask = discs((40, 30, 13), (40, 50, 11), (40, 70, 12))
+    result = postprocess.part_by_watershed(mask, distance)
+    assert postprocess.components(result).max() == parts
+    assert (result <= mask).all() and (parts > 1 or (result == mask).all())
+
+
+def test_only_nuclei_with_several_markers_change():
+    lone, pair = discs((20, 20, 10)), discs((50, 60, 11), (50, 78, 11))
+    ragged = np.zeros_like(lone)
+    ragged[60:75, 5:30] = True  # its maximum is a ridge, not a point
+    mask = lone | pair | ragged
+    result = postprocess.part_by_watershed(mask, 10)
+    assert (result[~pair] == mask[~pair]).all() and (result != mask).any()
+    assert postprocess.components(result).max() == 4
+
+
+def test_nuclei_that_nearly_touch_do_not_take_each_others_markers():
+    """The gap is one pixel wide, and the distance larger than that between the centres."""
+    mask = np.zeros((40, 80), bool)
+    mask[10:30, 10:30] = mask[10:30, 31:51] = True
+    assert (postprocess.part_by_watershed(mask, 30) == mask).all()
+    labels = postprocess.components(mask)
+    assert labels.max() == 2
+
+
+def test_masks_that_are_empty_or_full_have_nothing_to_cut():
+    for mask in (np.zeros((30, 41), bool), np.ones((30, 41), bool)):
+        assert (postprocess.part_by_watershed(mask, 5) == mask).all()
+
+
+@pytest.mark.parametrize("which", range(8))
+def test_markers_do_not_depend_on_orientation(which):
+    mask = discs((30, 30, 12), (33, 50, 11), (52, 40, 13))
+    turned = postprocess.part_by_watershed(dihedral(mask, which).copy(), 12)
+    assert postprocess.components(turned).max() == 3
+
+
+def drawn(mask: np.ndarray, boundary: np.ndarray) -> np.ndarray:
+    return chances(np.where(boundary, SEPARATION, np.where(mask, NUCLEUS, BACKGROUND)))
+
+
+def test_boundaries_are_subtracted_and_given_back():
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 10:50] = True
+    line = np.zeros_like(mask)
+    line[10:30, 29:31] = True
+    ring = mask ^ ndi.binary_erosion(mask, iterations=2)
+    labels = postprocess.parted_by_watershed(12).labels(drawn(mask, line | ring))
+    np.testing.assert_array_equal(labels > 0, mask)
+    assert labels.max() == 2 and len(np.unique(labels[:, 10:29])) == 2
+    thin = postprocess.parted_by_watershed(12, growth=0).labels(drawn(mask, line | ring))
+    np.testing.assert_array_equal(thin > 0, mask & ~line & ~ring)
+
+
+def test_without_watershed_a_gap_in_the_boundary_joins_and_with_it_it_does_not():
+    mask = discs((40, 40, 12), (40, 62, 12))
+    line = np.zeros_like(mask)
+    line[:, 51] = mask[:, 51]
+    line[40] = False
+    of_lines = postprocess.parted_by_watershed(np.inf).labels(drawn(mask, line))
+    of_both = postprocess.parted_by_watershed(12).labels(drawn(mask, line))
+    assert (of_lines.max(), of_both.max()) == (1, 2)
+    np.testing.assert_array_equal(of_lines > 0, of_both > 0)
+    assert of_both.dtype == np.int32
+
+
+def test_small_pieces_go():
+    mask = discs((40, 40, 12), (10, 10, 2))
+    areas = np.bincount(postprocess.components(mask).ravel())[1:]
+    for min_area, left in ((0, 2), (areas.min(), 2), (areas.min() + 1, 1)):
+        rule = postprocess.parted_by_watershed(12, min_area)
+        assert rule.labels(drawn(mask, np.zeros_like(mask))).max() == left
+
+
+@pytest.mark.parametrize("distance", [0, -1, float("nan")])
+def test_a_distance_that_is_none_is_refused(distance):
+    with pytest.raises(ValueError, match="distance must be above 0 pixels"):
+        postprocess.parted_by_watershed(distance)
+
+
+def test_the_distance_of_markers_is_learned_from_centres():
+    """A row of squares whose gaps grow: distances to the nearest are 8, 8, 10, 12, …, 22."""
+    labels = np.zeros((30, 200), np.int32)
+    starts = 5 + np.cumsum([0, 8, 10, 12, 14, 16, 18, 20, 22])
+    for number, x in enumerate(starts, start=1):
+        labels[10:15, x : x + 5] = number
+    nearest = [8, 8, *range(10, 23, 2)]
+    for quantile in (0, 0.05, 0.5, 1):
+        found = postprocess.marker_distance([labels, labels.T.copy()], quantile)
+        assert found == pytest.approx(np.quantile(nearest * 2, quantile))
+
+
+def test_the_distance_of_images_with_a_nucleus_or_none_is_refused():
+    one = np.zeros((9, 9), np.int32)
+    alone = one.copy()
+    alone[2:4, 2:4] = 1
+    with pytest.raises(ValueError, match="no image with two nuclei"):
+        postprocess.marker_distance([one, alone])
+
+
+def test_denoisegs_threshold_is_on_the_nucleus_alone():
+    map_ = np.zeros((3, 9, 12), np.float32)
+    map_[NUCLEUS, 2:5, 2:5], map_[NUCLEUS, 5, 5] = 0.5625, 0.6875  # they meet by a corner
+    map_[SEPARATION, 2:5, 6:9] = 0.9
+    counts = [postprocess.nuclei_above(t).labels(map_).max() for t in (0.5, 0.5625, 0.6, 0.6875)]
+    assert counts == [2, 1, 1, 0]
+    assert postprocess.nuclei_above(0.5, min_area=2).labels(map_).max() == 1

@@ -316,6 +316,77 @@ def test_of_two_seeds_an_image_counts_once():
     assert table.loc["stained", "f1_50"] == records.scores([*one, *other])["f1_50"]
 
 
+def patients(*groups):
+    """Images of (patient, tp, fp, fn, tn) pixels."""
+    made = []
+    for index, (patient, *counts) in enumerate(groups):
+        pixels = dict(zip(("tp", "fp", "fn", "tn"), counts, strict=True))
+        one = row(str(index), 1) | {"nuclei": pixels, "aggregated_jaccard": counts[0] / 100}
+        made.append(one | ({"tags": {"patient": patient}} if patient else {}))
+    return made
+
+
+SICK = patients(("1", 30, 10, 20, 40), ("1", 10, 0, 30, 60), ("2", 25, 25, 0, 50))
+
+
+@pytest.mark.parametrize(
+    ("metric", "of_images"),
+    [
+        ("pixel_recall", (30 / 50, 10 / 40, 25 / 25)),
+        ("pixel_precision", (30 / 40, 10 / 10, 25 / 50)),
+        ("dice_nuclei", (60 / 90, 20 / 50, 50 / 75)),
+        ("pixel_accuracy", (0.7, 0.7, 0.75)),
+        ("pixel_iou", (30 / 60, 10 / 40, 25 / 50)),
+        ("jaccard_with_background", (0.7 / 1.3, 0.7 / 1.3, 0.75 / 1.25)),
+        ("aggregated_jaccard", (0.3, 0.1, 0.25)),
+    ],
+)
+def test_means_over_images_and_over_patients(metric, of_images):
+    a, b, c = of_images
+    by_patient = f"{metric}_per_patient"
+    assert records.per_image(SICK, by_patient) == pytest.approx(of_images)
+    assert records.pooled(SICK, by_patient) == pytest.approx(((a + b) / 2 + c) / 2)
+    by_image = "aggregated_jaccard" if metric == "aggregated_jaccard" else f"{metric}_per_image"
+    assert records.pooled(SICK, by_image) == pytest.approx((a + b + c) / 3)
+    spread = records.spread(SICK, by_image)
+    assert spread == pytest.approx((3, np.mean(of_images), np.std(of_images, ddof=1)))
+    of_patients = ((a + b) / 2, c)
+    spread = records.spread(SICK, by_image, by="patient")
+    assert spread == pytest.approx((2, np.mean(of_patients), np.std(of_patients, ddof=1)))
+
+
+def test_a_patient_drawn_twice_weighs_twice():
+    drawn = np.array([[2, 2, 1], [0, 0, 3]])
+    values = records.pooled(SICK, "pixel_recall_per_patient", drawn)
+    one, other = (30 / 50 + 10 / 40) / 2, 1.0
+    assert values == pytest.approx([(2 * one + other) / 3, other])
+
+
+def test_an_image_counts_for_its_patient_if_it_has_a_score():
+    made = patients(("1", 10, 0, 0, 90), ("1", 0, 0, 0, 100), ("", 1, 0, 99, 0))
+    assert records.pooled(made, "pixel_recall_per_patient") == 1
+    assert records.pooled(made[2:], "pixel_recall_per_patient", np.ones((1, 1))) == pytest.approx(
+        [math.nan], nan_ok=True
+    )
+    assert math.isnan(records.spread(made[:2], "pixel_recall_per_image").deviation)
+
+
+def test_where_one_side_is_empty_recall_and_precision_are_0():
+    for counts in ((0, 5, 0, 95), (0, 0, 5, 95)):
+        made = patients(("1", *counts))
+        for metric in ("pixel_recall_per_image", "pixel_precision_per_image"):
+            assert records.pooled(made, metric) == 0
+
+
+def test_what_is_derived_is_not_stored():
+    assert not set(records.DERIVED) & set(record(SICK).scores) - {"pixel_iou_per_image"}
+    same = (
+        records.DERIVED["pixel_iou_per_image"](SICK),
+        records.FRACTIONS["pixel_iou_per_image"](SICK),
+    )
+    np.testing.assert_array_equal(*same)
+
+
 def test_an_image_without_the_tag_is_named():
     made = [*tagged(("stained", 9, 1, 0)), row("seven", 1)]
     with pytest.raises(ValueError, match=r"seven: the row has no tag 'modality'"):

@@ -148,3 +148,21 @@ def test_changed_samples_are_made_when_asked_for():
     assert brighter.describe() == samples.describe()
     others = samples.changed("darker", lambda one: one), samples, brighter
     assert len({one.fingerprint for one in others}) == 3
+
+
+def test_what_is_made_to_stand_in_says_so() -> None:
+    samples, _ = make_set()
+    made = samples.changed("same", lambda one: one, samples.stood_in)
+    assert made.describe() == "bbbc039 test (stand-in, 5 images)"
+    part, _ = make_set(whole=50)
+    assert part.describe() == "bbbc039 test (real, part: 5 of 50 images)"
+    made = part.changed("same", lambda one: one, part.stood_in)
+    assert made.describe() == "bbbc039 test (stand-in, part: 5 of 50 images)"
+    simulated, _ = make_set(source="simulated")
+    assert simulated.stood_in == "simulated"
+
+
+def test_a_set_that_does_not_remember_reads_anew_each_time() -> None:
+    forgetful, read = make_set(2, remember=False)
+    assert forgetful[0] is not forgetful[0] and len(read) == 2
+    assert not forgetful.take(1).remember

@@ -271,10 +271,10 @@ def two_pairs(gap: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("gap", "share"), [(0, 0.5), (1, 0.0)])
 def test_nuclei_touch_that_are_nearer_than_a_share_of_their_size(gap: int, share: float) -> None:
-    assert challenge.touching(two_pairs(gap)) == share  # 3 % of 22.6 pixels is one pixel
+    assert challenge.share_near(two_pairs(gap)) == share  # 3 % of 22.6 pixels is one pixel
     larger = two_pairs(gap).repeat(3, 0).repeat(3, 1)  # and of 68 two
-    assert challenge.touching(larger) == share
-    assert challenge.touching(two_pairs(2)[::-1, ::-1].copy()) == 0
+    assert challenge.share_near(larger) == share
+    assert challenge.share_near(two_pairs(2)[::-1, ::-1].copy()) == 0
 
 
 def test_levels_count_crowds_and_weak_light() -> None:
@@ -307,7 +307,7 @@ def test_every_nucleus_drawn_has_a_label_and_sections_are_denser_than_cytospins(
     for look in (CYTOSPIN, SECTION):
         _, labels = draw(look, 16, (160, 160), np.random.default_rng(3))
         assert labels.max() > 5 and np.bincount(labels.ravel())[1:].min() >= 6
-        touching[look] = challenge.touching(labels)
+        touching[look] = challenge.share_near(labels)
     assert touching[SECTION] > touching[CYTOSPIN]
 
 

@@ -117,11 +117,24 @@ def list_data() -> None:
 
 
 @data_app.command()
-def fetch(name: DataSet) -> None:
+def fetch(
+    name: DataSet,
+    planes: Annotated[
+        str | None, typer.Option(metavar="N,N…", help="Of bbbc006: the planes wanted, 0 to 33.")
+    ] = None,
+) -> None:
     """Download a data set, check it, and unpack it into the data folder."""
     from nuctut import datasets
 
-    typer.echo(datasets.fetch(name))
+    chosen = {} if planes is None else {"planes": _whole_numbers(planes)}
+    typer.echo(datasets.fetch(name, **chosen))
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"Planes are whole numbers with commas between, not {text!r}.") from None
 
 
 @data_app.command()

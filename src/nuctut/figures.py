@@ -47,6 +47,7 @@ from skimage.util import montage
 
 from nuctut import metrics, targets
 from nuctut.artificial import Artificial, Cutout, Rim
+from nuctut.neighbours import touching_pairs
 from nuctut.records import ERRORS
 from nuctut.samples import Sample
 
@@ -137,23 +138,6 @@ def outlines(labels: np.ndarray) -> np.ndarray:
     nuclei that touch keep a line each. The edge of the image is not an outline.
     """
     return find_boundaries(labels, connectivity=1, mode="inner", background=0)
-
-
-def touching_pairs(labels: np.ndarray) -> np.ndarray:
-    """Pairs of nuclei with pixels next to each other, straight or diagonally.
-
-    Returns:
-        (P, 2) array of label pairs, smaller label first, each pair once, in order.
-    """
-    steps = (
-        (labels[:, :-1], labels[:, 1:]),
-        (labels[:-1], labels[1:]),
-        (labels[:-1, :-1], labels[1:, 1:]),
-        (labels[:-1, 1:], labels[1:, :-1]),
-    )
-    pairs = np.concatenate([np.stack([a.ravel(), b.ravel()], axis=1) for a, b in steps])
-    meeting = (pairs[:, 0] != pairs[:, 1]) & (pairs > 0).all(axis=1)
-    return np.unique(np.sort(pairs[meeting], axis=1), axis=0)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import numpy as np
 import pandas as pd
@@ -54,6 +54,7 @@ PRESETS = ("smoke", "read", "lite", "paper")
 STAND_IN = "stand-in"  # a source, and the folder in a chapter's that keeps its records apart
 NETWORKS = "networks"  # the folder of the networks that come with the book, beside the records
 OWN_FOLDER = "NUCTUT_RECORDS"
+PATIENT = "patient"  # a tag of images
 THRESHOLD_KEYS = tuple(f"{iou:.2f}" for iou in metrics.IOU_THRESHOLDS)
 ROUNDING = 1e-6  # sums of IoUs are kept to 6 digits
 
@@ -214,6 +215,25 @@ def _pixel_iou(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     return tp, tp + fp + fn
 
 
+def _pixel_recall(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    tp, fp, fn, _ = _pixels(rows, "nuclei")
+    return tp, np.maximum(tp + fn, fp > 0)
+
+
+def _pixel_precision(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    tp, fp, fn, _ = _pixels(rows, "nuclei")
+    return tp, np.maximum(tp + fp, fn > 0)
+
+
+def _jaccard_with_background(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """accuracy / (2 − accuracy): the background is one object, and all nuclei are another.
+
+    Both overlaps are added up, and so are both unions, as in an aggregated Jaccard index.
+    """
+    tp, fp, fn, tn = _pixels(rows, "nuclei")
+    return tp + tn, tp + tn + 2 * (fp + fn)
+
+
 def _class_ious(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Two parts: the IoU of the background and that of the nuclei."""
     tp, fp, fn, tn = _pixels(rows, "nuclei")
@@ -259,6 +279,25 @@ def _mean_over_images(fraction: Fraction) -> Fraction:
     return mean
 
 
+def _mean_over_patients(fraction: Fraction) -> Fraction:
+    """The mean of the patients' means: an image weighs as one of its patient's that have a score.
+
+    Without the tag "patient" an image has no score.
+    """
+
+    def mean(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+        own, scored = _mean_over_images(fraction)(rows)
+        patients = [row.get("tags", {}).get(PATIENT, "") for row in rows]
+        scored = scored * np.array([[float(bool(one))] for one in patients])
+        counts: Counter[str] = Counter()
+        for patient, one in zip(patients, scored[:, 0], strict=True):
+            counts[patient] += one
+        weights = scored / np.array([[max(1.0, counts[one])] for one in patients])
+        return own * weights, weights
+
+    return mean
+
+
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """The quotient; NaN where the denominator is 0, since nothing was there to be found."""
     nothing = np.full(np.shape(numerator), np.nan)
@@ -299,6 +338,25 @@ FRACTIONS: dict[str, Fraction] = {
     **KROMP_FRACTIONS,
 }
 METRICS = tuple(FRACTIONS)
+"""What a record stores."""
+BY_IMAGE: dict[str, Fraction] = {
+    "pixel_recall": _pixel_recall,
+    "pixel_precision": _pixel_precision,
+    "dice_nuclei": _dice("nuclei"),
+    "pixel_accuracy": _pixel_accuracy,
+    "pixel_iou": _pixel_iou,
+    "jaccard_with_background": _jaccard_with_background,
+}
+DERIVED: dict[str, Fraction] = {
+    **{f"{name}_per_image": _mean_over_images(of) for name, of in BY_IMAGE.items()},
+    **{f"{name}_per_patient": _mean_over_patients(of) for name, of in BY_IMAGE.items()},
+    "aggregated_jaccard_per_patient": _mean_over_patients(_aggregated_jaccard),
+}
+"""Further scores of a record's images, which are computed when they are asked for and not stored.
+
+So older records have them, too. They are the columns of Mercadier et al., table 1: means over
+images, and over the images' patients.
+"""
 UNBOUNDED = frozenset({"count_error"})
 """The metrics that may exceed 1."""
 ERRORS = UNBOUNDED | {"us_rate", "os_rate"}
@@ -312,8 +370,8 @@ def pooled(
 
     Args:
         rows: The images of a record.
-        metric: One of `METRICS`. Those that are means over images by definition, such as the
-            aggregated Jaccard index, sum up the images' scores.
+        metric: One of `METRICS` or `DERIVED`. Those that are means over images by definition, such
+            as the aggregated Jaccard index, sum up the images' scores.
         weights: (resamples, images), how often each image is drawn; None draws each once.
 
     Returns:
@@ -341,14 +399,58 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
 
 
 def per_image(rows: Sequence[Row], metric: str) -> np.ndarray:
-    """(images,) float64 scores, one of `METRICS` for each image; NaN for an image without one."""
+    """(images,) float64 scores of each image; NaN for an image without one.
+
+    Args:
+        rows: The images of a record.
+        metric: One of `METRICS` or `DERIVED`.
+    """
     return _divide(*_fraction(metric)(rows)).mean(axis=1)
 
 
 def _fraction(metric: str) -> Fraction:
-    if metric not in FRACTIONS:
-        raise ValueError(f"{metric!r} is no metric; those there are: {', '.join(METRICS)}.")
-    return FRACTIONS[metric]
+    known = FRACTIONS | DERIVED
+    if metric not in known:
+        raise ValueError(f"{metric!r} is no metric; those there are: {', '.join(known)}.")
+    return known[metric]
+
+
+class Spread(NamedTuple):
+    """A score of several images or groups of them: how many have one, its mean, and its SD.
+
+    The standard deviation is that of a sample; NaN of fewer than two.
+    """
+
+    count: int
+    mean: float
+    deviation: float
+
+
+def spread(rows: Sequence[Row], metric: str, by: str = "") -> Spread:
+    """Mean and standard deviation of a score over images, as tables print them.
+
+    Args:
+        rows: The images of a record.
+        metric: One of `METRICS` or `DERIVED`.
+        by: A tag, such as "patient": over the means of the images that share it. By default over
+            images.
+
+    Raises:
+        ValueError: When an image lacks the tag, naming it.
+    """
+    values = per_image(rows, metric)
+    if by:
+        groups = pd.Series(values).groupby([_tag(row, by) for row in rows])
+        values = groups.mean().to_numpy()
+    values = values[~np.isnan(values)]
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    return Spread(len(values), _mean(values), deviation)
+
+
+def _tag(row: Row, tag: str) -> str:
+    if tag not in row.get("tags", {}):
+        raise ValueError(f"{row['key']}: the row has no tag {tag!r}; measure it again with one.")
+    return row["tags"][tag]
 
 
 def scores(rows: Sequence[Row]) -> dict[str, float]:
@@ -388,11 +490,7 @@ def scores_by_tag(rows: Sequence[Row], tag: str) -> pd.DataFrame:
             )
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        if tag not in row.get("tags", {}):
-            raise ValueError(
-                f"{row['key']}: the row has no tag {tag!r}; measure it again with one."
-            )
-        groups.setdefault(row["tags"][tag], []).append(row)
+        groups.setdefault(_tag(row, tag), []).append(row)
     lines = {
         value: {"images": len({row["key"] for row in own})} | scores(own)
         for value, own in sorted(groups.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -72,7 +73,8 @@ class SampleSet(Sequence[Sample]):
         source: "real" (the paper's own data), "excerpt" (a few of its images), "stand-in" (other
             real data) or "simulated".
         fingerprint: Hex digest of what the samples were read from.
-        whole: Of an excerpt: how many images the split has in the real data set.
+        whole: Of an excerpt or another part: how many images the split has in the real data set.
+        remember: Whether to keep what was read. A set too large for memory is read anew each time.
     """
 
     def __init__(
@@ -85,13 +87,14 @@ class SampleSet(Sequence[Sample]):
         source: str,
         fingerprint: str,
         whole: int | None = None,
+        remember: bool = True,
     ) -> None:
         if source not in SOURCES:
             raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
         self.keys = tuple(keys)
         self.name, self.split, self.source = name, split, source
         self.fingerprint, self.whole = fingerprint, whole
-        self._read = read
+        self.remember, self._read = remember, read
         self._samples: dict[str, Sample] = {}
 
     def __len__(self) -> int:
@@ -99,9 +102,12 @@ class SampleSet(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         key = self.keys[index]
-        if key not in self._samples:
-            self._samples[key] = self._read(key)
-        return self._samples[key]
+        if key in self._samples:
+            return self._samples[key]
+        sample = self._read(key)
+        if self.remember:
+            self._samples[key] = sample
+        return sample
 
     def take(self, count: int) -> SampleSet:
         """The first `count` samples (all of them when there are fewer) as a set of its own."""
@@ -122,28 +128,49 @@ class SampleSet(Sequence[Sample]):
             raise ValueError(f"{missing} {self.describe()}.")
         return self._with(keys, self._at, f"{self.fingerprint}:{' '.join(keys)}")
 
-    def changed(self, how: str, change: Callable[[Sample], Sample]) -> SampleSet:
+    def changed(
+        self, how: str, change: Callable[[Sample], Sample], source: str | None = None
+    ) -> SampleSet:
         """The samples as `change` makes them, each when it is asked for.
 
         Args:
             how: Tells this change from all others; it is part of the fingerprint.
             change: Gives a sample of the same key.
+            source: Of the changed samples, by default that of these; see `stood_in`.
         """
         digested = f"{self.fingerprint}:{how}"
-        return self._with(self.keys, lambda key: change(self._at(key)), digested)
+        return self._with(self.keys, partial(self._changed, change), digested, source)
+
+    @property
+    def stood_in(self) -> str:
+        """The source of what is made of these samples to stand in for other data.
+
+        Real ones become a "stand-in"; an excerpt or simulated ones are no more than before.
+        """
+        return "stand-in" if self.source == "real" else self.source
 
     def _at(self, key: str) -> Sample:
         return self[self.keys.index(key)]
 
-    def _with(self, keys: Sequence[str], read: Callable[[str], Sample], digested: str) -> SampleSet:
+    def _changed(self, change: Callable[[Sample], Sample], key: str) -> Sample:
+        return change(self._at(key))
+
+    def _with(
+        self,
+        keys: Sequence[str],
+        read: Callable[[str], Sample],
+        digested: str,
+        source: str | None = None,
+    ) -> SampleSet:
         return SampleSet(
             keys,
             read,
             name=self.name,
             split=self.split,
-            source=self.source,
+            source=source or self.source,
             fingerprint=hashlib.sha256(digested.encode()).hexdigest(),
             whole=self.whole,
+            remember=self.remember,
         )
 
     def joined(self, other: SampleSet) -> SampleSet:
@@ -165,14 +192,18 @@ class SampleSet(Sequence[Sample]):
             source=self.source,
             fingerprint=digest,
             whole=None if self.whole is None else self.whole + (other.whole or len(other)),
+            remember=self.remember and other.remember,
         )
 
     def describe(self) -> str:
         """One line that says what this is, such as "bbbc039 test (real, 50 images)".
 
-        Of an excerpt: "bbbc039 test (real, excerpt: 4 of 50 images)".
+        Of an excerpt: "bbbc039 test (real, excerpt: 4 of 50 images)"; of another part of the real
+        data: "(real, part: 3 of 8064 images)".
         """
         if self.whole is None:
             return f"{self.name} {self.split} ({self.source}, {len(self)} images)"
         images = f"{len(self)} of {self.whole} images"
-        return f"{self.name} {self.split} (real, {self.source}: {images})"
+        excerpt = self.source == "excerpt"
+        kind, part = ("real", "excerpt") if excerpt else (self.source, "part")
+        return f"{self.name} {self.split} ({kind}, {part}: {images})"

@@ -10,12 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nuctut.datasets import bbbc039, bitdepth, checking, dsb2018, fetching, sbsst265
+from nuctut.datasets import (
+    bbbc006,
+    bbbc039,
+    bitdepth,
+    checking,
+    dsb2018,
+    fetching,
+    janowczyk,
+    monuseg,
+    sbsst265,
+    tnbc,
+)
 from nuctut.datasets.cache import cache_root, content_fingerprint, open_split
 from nuctut.datasets.checking import Listing
 from nuctut.datasets.spec import CheckReport, DatasetSpec, is_simulated
@@ -39,9 +50,20 @@ __all__ = [
 
 REGISTRY: dict[str, DatasetSpec] = {
     spec.name: spec
-    for spec in (bbbc039.SPEC, dsb2018.SPEC, sbsst265.SPEC, sbsst265.NEUROBLASTOMA, bitdepth.SPEC)
+    for spec in (
+        bbbc039.SPEC,
+        dsb2018.SPEC,
+        sbsst265.SPEC,
+        sbsst265.NEUROBLASTOMA,
+        bitdepth.SPEC,
+        tnbc.SPEC,
+        monuseg.SPEC,
+        janowczyk.SPEC,
+        bbbc006.SPEC,
+    )
 }
 SOURCES = ("auto", "real", "excerpt", "simulated")
+REMEMBERED = 1500  # samples of a split, 3 GB of BBBC006; a larger one is read anew each time
 
 
 @dataclass(frozen=True)
@@ -113,6 +135,11 @@ def load(name: str, split: str, source: str = "auto", annotation: str | None = N
         raise ValueError(f"{name} has no annotation {annotation!r} beside its own, but {others}.")
     folder, found, listings = _folder(spec, source)
     listing = listings.get(split) or checking.list_split(spec, folder, split)
+    if not listing:
+        raise FileNotFoundError(
+            f"{folder} holds no image of the {split} split: get it with "
+            f"`nuctut data fetch {name}`, or see data/README.md."
+        )
     if spec.read_image:
         read, fingerprint = open_split(spec, folder, split, listing)
     else:
@@ -122,29 +149,53 @@ def load(name: str, split: str, source: str = "auto", annotation: str | None = N
         fingerprint = hashlib.sha256(f"{fingerprint}:{annotation}".encode()).hexdigest()
     kind = "stand-in" if found == "real" and spec.stand_in else found
     about = {"name": name, "split": split, "source": kind, "fingerprint": fingerprint}
-    whole = spec.counts[split].images if found == "excerpt" else None
-    return SampleSet(list(listing), read, **about, whole=whole)
+    whole = spec.counts[split].images if split in spec.counts else None
+    if found == "simulated" or (found == "real" and len(listing) == whole):
+        whole = None
+    remember = len(listing) <= REMEMBERED
+    return SampleSet(list(listing), read, **about, whole=whole, remember=remember)
 
 
-def fetch(name: str, root: Path | str | None = None, progress: bool = True) -> Path:
+def fetch(
+    name: str,
+    root: Path | str | None = None,
+    progress: bool = True,
+    planes: Sequence[int] | None = None,
+) -> Path:
     """Downloads a data set into `root` (default `data_root()`) and returns its folder.
 
     Nothing is downloaded where the whole data set is there already. See `fetching.fetch`.
+
+    Args:
+        planes: Of a data set that comes in planes: those wanted, by default all.
+
+    Raises:
+        ValueError: For an unknown name, or planes that there are not.
     """
-    return fetching.fetch(_spec(name), _root(root), progress=progress)
+    spec = _spec(name)
+    if planes is not None and not spec.pieces:
+        raise ValueError(f"{name} comes whole: planes cannot be chosen of it.")
+    pieces = [spec]
+    if spec.pieces:
+        pieces = spec.pieces() if planes is None else spec.pieces(planes)
+    for piece in pieces:
+        folder = fetching.fetch(piece, _root(root), progress=progress)
+    return folder
 
 
 def check(name: str, root: Path | str | None = None) -> CheckReport:
     """Reads every file of a data set in `root` (default `data_root()`) and says what is wrong.
 
-    A folder of simulated data may hold any number of images; the real one must be whole.
+    A folder of simulated data may hold any number of images; the real one must be whole, but of a
+    data set that is fetched in pieces.
     """
     spec = _spec(name)
     folder = _root(root) / name
     if not folder.is_dir():
         problem = f"{folder} is missing: get it with `nuctut data fetch {name}`."
         return CheckReport(folder, problems=(problem,))
-    return checking.check(spec, folder, None if is_simulated(folder) else spec.counts)
+    whole = not (is_simulated(folder) or spec.pieces)
+    return checking.check(spec, folder, spec.counts if whole else None)
 
 
 def simulate(

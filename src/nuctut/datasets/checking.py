@@ -67,11 +67,14 @@ def list_real(spec: DatasetSpec, folder: Path) -> dict[str, Listing]:
     listings = {}
     for split, expected in spec.counts.items():
         listings[split] = list_split(spec, folder, split)
-        if (found := len(listings[split])) != expected.images:
+        found = len(listings[split])
+        if found != expected.images and not spec.pieces:
             raise ValueError(
                 f"{folder}: the {split} split lists {found} images, not {expected.images}."
             )
-    for problem in _shared(folder, listings):
+    if not any(listings.values()):
+        raise FileNotFoundError(f"{folder} holds no image with labels.")
+    for problem in _shared(spec, folder, listings):
         raise ValueError(problem)
     return listings
 
@@ -95,11 +98,13 @@ def _missing_parts(spec: DatasetSpec, folder: Path) -> list[str]:
     return [f"{folder / part} is missing." for part in spec.parts if not (folder / part).exists()]
 
 
-def _shared(folder: Path, splits: Mapping[str, Sequence[str] | Listing]) -> Iterator[str]:
+def _shared(
+    spec: DatasetSpec, folder: Path, splits: Mapping[str, Sequence[str] | Listing]
+) -> Iterator[str]:
     """A sentence for each key that two splits have: what is trained on must not be tested on."""
     owners: dict[str, str] = {}
     for split, keys in splits.items():
-        for key in keys:
+        for key in () if split == "test" and spec.all_tested else keys:
             if (other := owners.setdefault(key, split)) != split:
                 yield f"{folder}: {key} is in the {other} split and in the {split} split."
 
@@ -119,13 +124,14 @@ def check(
     """
     simulated = is_simulated(folder)
     if problems := _missing_parts(spec, folder):
-        return CheckReport(folder, {}, tuple(problems), simulated)
+        return CheckReport(folder, {}, tuple(problems), simulated=simulated)
     problems += spec.strays(folder)
     keys, found = {}, {}
     for split in spec.splits:
         keys[split], found[split], faults = _check_split(spec, folder, split)
         problems += faults
-    problems += _shared(folder, keys)
+    problems += _shared(spec, folder, keys)
+    found = {split: n for split, n in found.items() if n.images or split not in spec.optional}
     for split, expected in (counts or {}).items():
         if not problems and not _fits(found[split], expected):
             nuclei = "any number" if expected.nuclei is None else f"{expected.nuclei:,}"
@@ -133,8 +139,9 @@ def check(
                 f"{folder}: the {split} split has {found[split].images:,} images with "
                 f"{found[split].nuclei:,} nuclei, expected are {expected.images:,} with {nuclei}."
             )
-    # a fault that stops two splits is still one
-    return CheckReport(folder, found, tuple(dict.fromkeys(problems)), simulated)
+    problems = list(dict.fromkeys(problems))  # a fault that stops two splits is still one
+    notes = () if problems or not spec.notes else tuple(spec.notes(folder))
+    return CheckReport(folder, found, tuple(problems), notes, simulated)
 
 
 def _fits(found: SplitCount, expected: SplitCount) -> bool:

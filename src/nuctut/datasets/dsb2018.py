@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from nuctut.datasets.checking import plain_names
-from nuctut.datasets.pixels import read_png
+from nuctut.datasets.pixels import as_rgb, read_png
 from nuctut.datasets.simulated.canvas import validate
 from nuctut.datasets.simulated.dsb2018 import (
     SMALL_IMAGES,
@@ -213,31 +213,14 @@ def read(folder: Path, key: str) -> Sample:
 
 
 def read_image(folder: Path, key: str) -> np.ndarray:
-    """The image of a key as (H, W, 3) uint8, whatever form its file has.
-
-    RGBA loses its alpha channel, which is 255 everywhere in all the real images and so says
-    nothing; an image in which it is not is refused. Grey becomes three equal channels.
+    """The image of a key as (H, W, 3) uint8, whatever form its file has: see `pixels.as_rgb`.
 
     Raises:
         FileNotFoundError: When the file is missing.
         ValueError: When it cannot be read or is no such image; both name it.
     """
     path = folder / _image_file(folder, key)
-    image = read_png(path)
-    if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        raise ValueError(
-            f"{path} should hold 8-bit grey, RGB or RGBA, not {image.dtype} of {image.shape}: "
-            "the file is not of this data set."
-        )
-    planes = [image] if image.ndim == 2 else list(np.moveaxis(image, 2, 0))
-    alpha = planes.pop() if len(planes) in (2, 4) else None
-    if alpha is not None and alpha.min() < 255:
-        raise ValueError(
-            f"{path} is transparent in places, which no image of this data set is: what it shows "
-            "there is not known. Fetch the data again, or save the file without transparency."
-        )
-    # plane by plane, which is eight times as fast as a copy of image[..., :3]
-    return np.dstack(planes if len(planes) == 3 else planes * 3)
+    return as_rgb(read_png(path), path)
 
 
 def modality(image: np.ndarray) -> str:

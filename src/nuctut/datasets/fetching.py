@@ -31,7 +31,7 @@ from urllib3.exceptions import HTTPError
 from nuctut.datasets.checking import check
 from nuctut.datasets.simulated.canvas import MARKER
 from nuctut.datasets.spec import Archive, DatasetSpec, is_simulated
-from nuctut.datasets.unpacking import CHUNK, FetchError, unpack
+from nuctut.datasets.unpacking import CHUNK, KINDS, FetchError, unpack
 from nuctut.files import LOCK, locked
 
 PARTIAL = ".partial"
@@ -51,7 +51,8 @@ class Interrupted(FetchError):
 def fetch(spec: DatasetSpec, root: Path, progress: bool = True) -> Path:
     """Downloads a data set into `root / spec.name` and returns that folder.
 
-    Where another process is fetching the same, this one waits, and finds the set there.
+    A piece of one is put beside the pieces that are there, each archive's folder whole in one
+    rename. Where another process is fetching the same, this one waits, and finds the set there.
 
     Args:
         spec: What to download, and what must come out.
@@ -64,7 +65,7 @@ def fetch(spec: DatasetSpec, root: Path, progress: bool = True) -> Path:
             files in it, or something in the way; or when the set has to be placed by hand.
     """
     folder, work = root / spec.name, root / PARTIAL / spec.name
-    if _is_filled(folder) and not os.path.lexists(work):
+    if _is_there(spec, folder) and not os.path.lexists(work):
         return _already_there(spec, folder)
     if not spec.archives:
         raise FetchError(f"{spec.name} goes to {folder} by hand: {spec.by_hand}")
@@ -72,7 +73,7 @@ def fetch(spec: DatasetSpec, root: Path, progress: bool = True) -> Path:
     new_root = not root.exists()
     with _bars(progress) as bars, _alone(work, bars):
         try:
-            if _is_filled(folder):  # by another process, which perhaps was killed right after
+            if _is_there(spec, folder):  # by another process, which perhaps was killed right after
                 with _sentence(str(work)):
                     _sweep(work, ())
                 return _already_there(spec, folder)
@@ -90,7 +91,7 @@ def _fetch(spec: DatasetSpec, work: Path, folder: Path, bars: Progress) -> None:
         with _sentence(str(work)):
             _sweep(work, downloads)
             _require_space(spec, work)
-        for archive in spec.archives:
+        for archive in _wanted(spec, folder):
             _download(spec, archive, work, bars)
         _install(spec, work, folder, bars)
     except (Interrupted, KeyboardInterrupt):
@@ -106,6 +107,17 @@ def _fetch(spec: DatasetSpec, work: Path, folder: Path, bars: Progress) -> None:
 
 def _is_filled(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
+
+
+def _wanted(spec: DatasetSpec, folder: Path) -> list[Archive]:
+    """The archives to download: all, but of a piece those whose folders are there already."""
+    return [one for one in spec.archives if not (spec.pieces and (folder / one.folder).is_dir())]
+
+
+def _is_there(spec: DatasetSpec, folder: Path) -> bool:
+    if spec.pieces and not is_simulated(folder):
+        return not _wanted(spec, folder)
+    return _is_filled(folder)
 
 
 def _already_there(spec: DatasetSpec, folder: Path) -> Path:
@@ -199,13 +211,13 @@ def _require_space(spec: DatasetSpec, work: Path) -> None:
 
 def _download(spec: DatasetSpec, archive: Archive, work: Path, bars: Progress) -> None:
     """Loads the archive into `work` and checks it; one that is there is not loaded again."""
-    url, path = spec.base_url + archive.name, work / archive.name
+    url, path = archive.url or spec.base_url + archive.name, work / archive.name
     partial = work / f"{archive.name}.part"
     task = bars.add_task(archive.name, total=archive.bytes)
     with _sentence(archive.name):
-        if not (path.exists() and _sha256(path) == archive.sha256):
+        if not (path.exists() and _is_as_pinned(path, archive)):
             _receive(url, archive, partial, lambda done: bars.update(task, completed=done))
-            if _sha256(partial) != archive.sha256:
+            if not _is_as_pinned(partial, archive):
                 raise FetchError(
                     f"{url} has not the sha256 {archive.sha256} that is pinned "
                     "for it and was deleted: fetch again, and if that does not help, "
@@ -215,9 +227,12 @@ def _download(spec: DatasetSpec, archive: Archive, work: Path, bars: Progress) -
     bars.update(task, completed=archive.bytes)
 
 
-def _sha256(path: Path) -> str:
+def _is_as_pinned(path: Path, archive: Archive) -> bool:
+    """Whether the file has the archive's sha256; true where none is known."""
+    if archive.sha256 is None:
+        return True
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest() == archive.sha256
 
 
 def _receive(url: str, archive: Archive, partial: Path, on_bytes: Callable[[int], None]) -> None:
@@ -349,8 +364,11 @@ def _refuse_other_answers(response: requests.Response) -> None:
 
 
 def _refuse_beginning(url: str, archive: Archive, first: bytes) -> None:
-    if archive.name.endswith(".zip") and first[:2] != b"PK"[: len(first)]:
-        raise FetchError(f"{url} is not a zip file: fetch again, perhaps from another network.")
+    for end, begin in KINDS.items():
+        if archive.name.endswith(end) and first[:2] != begin[: len(first)]:
+            raise FetchError(
+                f"{url} is not a {end[1:]} file: fetch again, perhaps from another network."
+            )
 
 
 def _refuse_size(url: str, archive: Archive, wrong: bool) -> None:
@@ -370,20 +388,36 @@ def _install(spec: DatasetSpec, work: Path, folder: Path, bars: Progress) -> Non
     staging = work / UNPACKED
     task = bars.add_task("unpacking", total=spec.unpacked_bytes)
     room = SLACK * spec.unpacked_bytes
-    for archive in spec.archives:
+    wanted = _wanted(spec, folder)
+    for archive in wanted:
         with _sentence(archive.name):
             staging.mkdir(exist_ok=True)
-            if archive.name.endswith(".zip"):
+            if archive.name.endswith(tuple(KINDS)):
                 path, inside = work / archive.name, archive.folder
                 room -= unpack(path, staging, room, inside, lambda size: bars.advance(task, size))
             else:
                 shutil.copyfile(work / archive.name, staging / archive.name)
     bars.update(task, completed=spec.unpacked_bytes)
+    if spec.pieces:
+        with _sentence(str(folder)):
+            _add_piece(spec, wanted, staging, folder)
+        return
     _refuse_content(spec, staging)
     with _sentence(str(folder)):
         if folder.exists():  # empty, or we would not be here
             folder.rmdir()
         os.replace(staging, folder)
+
+
+def _add_piece(spec: DatasetSpec, archives: Sequence[Archive], staging: Path, folder: Path) -> None:
+    """Checks the unpacked folders of a piece, and renames each to its place."""
+    for part in spec.parts:
+        if not (staging / part).exists() and (folder / part).exists():
+            shutil.copytree(folder / part, staging / part)
+    _refuse_content(spec, staging)
+    folder.mkdir(exist_ok=True)
+    for archive in archives:
+        os.replace(staging / archive.folder, folder / archive.folder)
 
 
 def _refuse_content(spec: DatasetSpec, staging: Path) -> None:

@@ -38,20 +38,66 @@ def read_tiff(path: Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: When the file is missing.
-        ValueError: When it is no TIFF, damaged, cut off, or too large; the message names it.
+        ValueError: When it is no TIFF, damaged, cut off, too large, or in CMYK; the message names
+            it.
     """
     content = _content(path)
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             series = file.series[0]
             _refuse_size(series.shape)
-            return series.asarray()
+            inks = series.keyframe.photometric == tifffile.PHOTOMETRIC.SEPARATED
+            pixels = series.asarray()
     except Exception as error:  # as above
         raise _damaged(path, error) from error
+    if inks:
+        raise ValueError(
+            f"{path} holds inks (CMYK), of which no microscope's colours can be told: save it as "
+            "RGB, or fetch the data again."
+        )
+    return pixels
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """The pixels of a file whose name says whether it is a PNG, else a TIFF.
+
+    Raises:
+        FileNotFoundError, ValueError: As `read_png` and `read_tiff` do.
+    """
+    return read_png(path) if path.suffix == ".png" else read_tiff(path)
+
+
+def as_rgb(image: np.ndarray, path: Path) -> np.ndarray:
+    """An image as (H, W, 3) uint8, whatever form its file has.
+
+    RGBA loses its alpha channel where that is 255 everywhere and so says nothing. Grey becomes
+    three equal channels.
+
+    Args:
+        image: (H, W) or (H, W, channels) uint8.
+        path: Of its file, for errors.
+
+    Raises:
+        ValueError: When it is anything else, or transparent somewhere.
+    """
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] > (4,):
+        raise ValueError(
+            f"{path} should hold 8-bit grey, RGB or RGBA, not {image.dtype} of {image.shape}: "
+            "the file is not of this data set."
+        )
+    planes = [image] if image.ndim == 2 else list(np.moveaxis(image, 2, 0))
+    alpha = planes.pop() if len(planes) in (2, 4) else None
+    if alpha is not None and alpha.min() < 255:
+        raise ValueError(
+            f"{path} is transparent in places, which no image of this data set is: what it shows "
+            "there is not known. Fetch the data again, or save the file without transparency."
+        )
+    # plane by plane, which is eight times as fast as a copy of image[..., :3]
+    return np.dstack(planes if len(planes) == 3 else planes * 3)
 
 
 def read_labels(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """The nuclei of a TIFF file in which each has an id of its own.
+    """The nuclei of a TIFF or PNG file in which each has an id of its own.
 
     An id is one nucleus, also where its pixels are in several parts: that is what the annotator
     says, and no pixel is dropped for it.
@@ -67,7 +113,7 @@ def read_labels(path: Path, shape: tuple[int, int]) -> np.ndarray:
         FileNotFoundError: When the file is missing.
         ValueError: When it cannot be read, holds no ids, or has another shape; naming it.
     """
-    ids = read_tiff(path)
+    ids = read_pixels(path)
     if ids.ndim != 2 or ids.dtype.kind not in "ui" or ids.min() < 0:
         raise ValueError(
             f"{path} should hold one plane of ids from 0 up, not {ids.dtype} of {ids.shape}: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,22 +15,25 @@ from nuctut.samples import Sample
 
 @dataclass(frozen=True)
 class Archive:
-    """One file as its publisher offers it: a zip file, or one that is kept as it is.
+    """One file as its publisher offers it: a zip or tgz file, or one that is kept as it is.
 
     Attributes:
-        name: Of the file; a zip file's ends in ".zip".
+        name: Of the file; a zip file's ends in ".zip", a gzipped tar file's in ".tgz".
         bytes: Its size.
-        sha256: Of its content, in hex digits.
+        sha256: Of its content, in hex digits; None where nobody has pinned it, and the sums that a
+            zip file keeps of its members have to do.
         exact: Whether the size is known to the byte; otherwise it is about right.
-        folder: What a zip file unpacks into, below the data set's folder, whether or not its
+        folder: What it unpacks into, below the data set's folder, whether or not its
             members' names begin with it.
+        url: Where it is, if that is not its name below the data set's `base_url`.
     """
 
     name: str
     bytes: int
-    sha256: str
+    sha256: str | None
     exact: bool = True
     folder: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,14 @@ class CheckReport:
         folder: The folder looked through.
         counts: Images and nuclei found, by split.
         problems: One sentence per fault, each naming its file.
+        notes: One sentence for each thing that is no fault, but worth knowing.
         simulated: Whether the folder says that its files are simulated.
     """
 
     folder: Path
     counts: Mapping[str, SplitCount] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     simulated: bool = False
 
     @property
@@ -76,6 +81,7 @@ class CheckReport:
             f"{split}: {count.images:,} images, {count.nuclei:,} nuclei"
             for split, count in self.counts.items()
         ]
+        lines += [f"note: {note}" for note in self.notes]
         return lines + [f"problem: {problem}" for problem in self.problems]
 
 
@@ -119,6 +125,12 @@ class DatasetSpec:
             how to place them.
         stand_in: Whether the set is no paper's own, and stands in for one that is not to be had.
         annotations: Other annotations of the same images: by name, what reads a sample with it.
+        pieces: (planes) → what is fetched one after the other, the archives of each whole folders.
+            A data set that has it is too large for most, and any part of it is a data set too.
+        notes: (folder) → a sentence for each thing worth knowing of a part that is no fault.
+        optional: Splits that some have on disk and others have not.
+        all_tested: Whether "test" is the whole set, for networks that learned from another one.
+            Then "training" and "validation" are its parts, for networks tested on another one.
         read_image: (folder, key) → the image alone. A data set that has it keeps its labels in a
             cache, because putting them together takes long.
     """
@@ -143,12 +155,16 @@ class DatasetSpec:
     by_hand: str = ""
     stand_in: bool = False
     annotations: Mapping[str, Callable[[Path, str], Sample]] = field(default_factory=dict)
+    pieces: Callable[[Sequence[int]], list[DatasetSpec]] | None = None
+    notes: Callable[[Path], Iterable[str]] | None = None
+    optional: tuple[str, ...] = ()
+    all_tested: bool = False
     read_image: Callable[[Path, str], np.ndarray] | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits."""
-        return tuple(self.counts)
+        """Names of the splits, those last that may be missing."""
+        return (*self.counts, *self.optional)
 
 
 def is_simulated(folder: Path) -> bool:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import stat
+import tarfile
 import unicodedata
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 CHUNK = 1 << 16  # bytes read at a time
+KINDS = {".zip": b"PK", ".tgz": b"\x1f\x8b"}  # of archive, and how each begins
+
+Opener = Callable[[zipfile.ZipInfo], IO[bytes]]
 
 
 class FetchError(RuntimeError):
@@ -23,13 +29,13 @@ def unpack(
     inside: str = "",
     on_bytes: Callable[[int], object] = lambda size: None,
 ) -> int:
-    """Unpacks a zip file into `folder`, leaving out what macOS adds to archives.
+    """Unpacks a zip or tgz file into `folder`, leaving out what macOS adds to archives.
 
     Nothing is written when any member has a name that leads out of the folder or that another one
     has, is encrypted, or is a link or another special file.
 
     Args:
-        path: Of the zip file.
+        path: Of the archive.
         folder: Where to.
         limit: How many bytes may come out, whatever the archive says of itself.
         inside: With it, the members end up in that folder below `folder`, whether their names
@@ -53,22 +59,44 @@ def unpack(
         on_bytes(size)
 
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not _is_junk(member)]
+        with _opened(path) as (members, opener):
+            members = [member for member in members if not _is_junk(member)]
             _refuse_members(path, members)
             if any(PurePosixPath(member.filename).parts[0] != inside for member in members):
                 folder = folder / inside
             for member in members:
                 if not member.is_dir():
-                    _extract(archive, member, folder / member.filename, count)
+                    _extract(opener, member, folder / member.filename, count)
     except FetchError:
         raise
     except Exception as error:  # zipfile and the decoders raise whatever they meet
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # the disk's fault and not the archive's
         reason = " ".join(str(error).split()).removesuffix(".") or type(error).__name__
-        raise FetchError(f"{path.name} is not a zip file that can be read: {reason}.") from error
+        kind = path.suffix.removeprefix(".")
+        raise FetchError(f"{path.name} is not a {kind} file that can be read: {reason}.") from error
     return written
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[list[zipfile.ZipInfo], Opener]]:
+    """What an archive says of its members, and what opens one of them."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            yield archive.infolist(), archive.open
+    else:
+        with tarfile.open(path, "r:gz") as tar:
+            members = {_as_zip(member): member for member in tar if member.name != "."}
+            yield list(members), lambda member: tar.extractfile(members[member])
+
+
+def _as_zip(member: tarfile.TarInfo) -> zipfile.ZipInfo:
+    """A tar file's member as a zip file would describe it."""
+    name = member.name.removeprefix("./") + ("/" if member.isdir() else "")
+    described = zipfile.ZipInfo(name)
+    kind = stat.S_IFDIR if member.isdir() else stat.S_IFREG if member.isreg() else stat.S_IFLNK
+    described.external_attr = kind << 16
+    return described
 
 
 def _is_junk(member: zipfile.ZipInfo) -> bool:
@@ -125,10 +153,10 @@ def _fault(member: zipfile.ZipInfo) -> str:
 
 
 def _extract(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, count: Callable[[int], None]
+    opener: Opener, member: zipfile.ZipInfo, target: Path, count: Callable[[int], None]
 ) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(member) as packed, target.open("xb") as file:
+    with opener(member) as packed, target.open("xb") as file:
         while piece := packed.read(CHUNK):
             count(len(piece))
             file.write(piece)

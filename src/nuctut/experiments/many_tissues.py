@@ -254,13 +254,17 @@ def measure(
     return experiments.measure(variant or trained.variant, labels_of, samples, progress=progress)
 
 
-def measure_annotation(variant: str, gold: SampleSet, silver: SampleSet) -> Measured:
-    """One annotation of the same images judged by another (table S-I)."""
-    other = dict(zip(silver.keys, silver, strict=True))
+def measure_annotation(variant: str, truth: SampleSet, other: SampleSet) -> Measured:
+    """One annotation of the same images judged by another.
+
+    Table S-I judges the gold one by the silver one: only so does its precision fall where gold
+    has more nuclei.
+    """
+    labels = {sample.key: sample.labels for sample in other}
     return experiments.measure(
         variant,
-        lambda sample: Segmented(other[sample.key].labels, {"seconds_per_image": 0.0}, {}),
-        gold,
+        lambda sample: Segmented(labels[sample.key], {"seconds_per_image": 0.0}, {}),
+        truth,
         progress=False,
     )
 

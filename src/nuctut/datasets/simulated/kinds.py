@@ -101,7 +101,7 @@ def _fluorescence(signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _rgb(counts / rng.uniform(4, 10))
 
 
-def _stained(signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def stained(signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Nuclei blue with haematoxylin in tissue pink with eosin."""
     tissue = 0.2 + 0.1 * _clouds(signal.shape, 6.0, rng) + 0.04 * _clouds(signal.shape, 1.0, rng)
     nuclei = ndimage.gaussian_filter(signal, 0.9) * rng.uniform(0.7, 1.1)
@@ -132,6 +132,6 @@ def _rgb(values: np.ndarray) -> np.ndarray:
 KINDS = (
     Kind("fluorescence", (1, 1), radius=8, cover=0.12, develop=_fluorescence),
     Kind("fluorescence", (2, 2.5), radius=12, cover=0.15, develop=_fluorescence),
-    Kind("stained", (1, 1.25), radius=8, cover=0.25, develop=_stained),
+    Kind("stained", (1, 1.25), radius=8, cover=0.25, develop=stained),
     Kind("bright-field", (2, 2), radius=6, cover=0.04, develop=_bright_field),
 )
