@@ -41,10 +41,13 @@ ONE_OF = {
     "data": datasets.SOURCES,
     "device": ("auto", "cpu", "gpu"),
     "configuration": classical.CONFIGURATIONS,
+    "on": ("bitdepth_nucseg", "sbsst265_neuroblastoma"),
 }
 SOME_OF = {  # with commas between them
     "teachers": ("ground-truth", "shape-intensity", "consensus"),
-    "networks": ("simple-cnn", "resnet", "u-net", "mask-rcnn"),
+    # of all chapters; which of them a chapter has, it says itself
+    "networks": ("simple-cnn", "resnet", "u-net", "mask-rcnn", "unet-resnet", "deepcell"),
+    "conditions": ("unscaled", "scaled", "silver", "artificial"),
 }
 AT_LEAST_0 = ("seed", "images", "epochs", "learning_rate")
 NOT_STARTED = "Kernel died before replying to kernel_info"  # of jupyter_client: no cell has run
