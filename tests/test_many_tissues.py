@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -14,9 +15,10 @@ from scipy import ndimage as ndi
 from nuctut import experiments, records, rescaling, translation
 from nuctut.balanced_patches import Patches
 from nuctut.detection import InstanceCrops
-from nuctut.experiments import Trained
+from nuctut.experiments import Trained, shipping
 from nuctut.experiments import many_tissues as chapter
 from nuctut.experiments.many_tissues import NETWORKS, Invention, Settings
+from nuctut.files import Malformed
 from nuctut.models import mask_rcnn, unet_resnet
 from nuctut.samples import Sample, SampleSet
 from nuctut.training import RandomCrops
@@ -226,7 +228,8 @@ TINY = Invention(images=2, width=2, depth=4, epochs=1, updates=1, size=64)
 
 def test_each_tissue_has_a_translator_of_its_own_and_keeps_it(sets, tmp_path, monkeypatch):
     how = {"seed": 3, "runs": tmp_path, "device": "cpu", "progress": False}
-    made = chapter.natural_like(sets["training"], TINY, "tissue", **how)
+    by = chapter.translators(sets["training"], TINY, "tissue", **how)
+    made = chapter.natural_like(sets["training"], TINY, "tissue", by, seed=3)
     assert len(made) == 4 and made[0].image.shape == (64, 64)
     plain = chapter.cut_outs(sets["training"], TINY, seed=3)
     assert made.keys == plain.keys and made.fingerprint != plain.fingerprint
@@ -236,7 +239,28 @@ def test_each_tissue_has_a_translator_of_its_own_and_keeps_it(sets, tmp_path, mo
         "pix2pix-liver",
     ]
     monkeypatch.setattr(translation, "_all_epochs", None)  # whoever fits again, fails
-    again = chapter.natural_like(sets["training"], TINY, "tissue", **how)
+    by = chapter.translators(sets["training"], TINY, "tissue", **how)
+    again = chapter.natural_like(sets["training"], TINY, "tissue", by, seed=3)
     assert again.fingerprint == made.fingerprint and (again[1].image == made[1].image).all()
     joined = sets["training"].joined(made)
     assert len(joined) == 6 and joined.split == "training"
+
+
+def test_translators_that_come_with_the_book_need_no_fit(sets, tmp_path, monkeypatch):
+    how = {"seed": 3, "runs": tmp_path / "runs", "device": "cpu", "progress": False}
+    by = chapter.translators(sets["training"], TINY, "tissue", **how)
+    monkeypatch.setattr(shipping, "root", lambda: tmp_path / "networks")
+    assert chapter.shipped_translators(TINY) == {}
+    for kind in by:
+        (fit,) = (tmp_path / "runs").glob(f"pix2pix-{kind}--*")
+        shutil.copytree(fit, tmp_path / "networks" / chapter.CHAPTER / f"pix2pix-{kind}")
+    there = chapter.shipped_translators(TINY)
+    assert there.keys() == by.keys()
+    made, again = (
+        chapter.natural_like(sets["training"], TINY, "tissue", one, seed=3) for one in (by, there)
+    )
+    assert made.fingerprint == again.fingerprint and (made[1].image == again[1].image).all()
+    (weights,) = (tmp_path / "networks").glob("*/pix2pix-bone/generator.safetensors")
+    weights.write_bytes(b"damaged")
+    with pytest.raises(Malformed, match=r"generator\.safetensors"):
+        chapter.shipped_translators(TINY)

@@ -164,7 +164,30 @@ def fit(
             fits.save_weights(generator, folder / WEIGHTS, torch.float16)
             write_json(folder / DONE, _summary(generator, folder / WEIGHTS, history))
             (folder / LAST).unlink(missing_ok=True)
-        return _finished(generator, folder)
+        return load(generator, folder)
+
+
+def load(generator: nn.Module, folder: Path | str) -> TranslationFit:
+    """The result of a finished fit, its weights put into the generator.
+
+    Args:
+        generator: As it was fitted, of any weights.
+        folder: Of the fit.
+
+    Raises:
+        FileNotFoundError: When there is no such folder, or its fit is not finished.
+        Malformed: When a file in it is damaged; the message names it.
+    """
+    folder = Path(folder)
+    summary = read_json(folder / DONE, Summary)
+    fits.load_weights(generator, folder / WEIGHTS, summary.weights_sha256)
+    try:
+        history = pd.read_csv(folder / HISTORY)
+        if tuple(history) != COLUMNS:
+            raise ValueError(f"its columns must be {', '.join(COLUMNS)}")
+    except (OSError, ValueError) as error:
+        raise Malformed(f"{folder / HISTORY}: not the history of a fit ({error}).") from error
+    return TranslationFit(**vars(summary), history=history)
 
 
 def translate(generator: nn.Module, image: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -376,16 +399,3 @@ def _summary(generator: nn.Module, weights: Path, history: Sequence[Sequence[flo
     learned = sum(weight.numel() for weight in generator.parameters())
     step, *_, seconds = history[-1]
     return Summary(int(step), seconds, learned, fits.checksum(weights))
-
-
-def _finished(generator: nn.Module, folder: Path) -> TranslationFit:
-    """The result of a finished fit, its weights put into the generator."""
-    summary = read_json(folder / DONE, Summary)
-    fits.load_weights(generator, folder / WEIGHTS, summary.weights_sha256)
-    try:
-        history = pd.read_csv(folder / HISTORY)
-        if tuple(history) != COLUMNS:
-            raise ValueError(f"its columns must be {', '.join(COLUMNS)}")
-    except (OSError, ValueError) as error:
-        raise Malformed(f"{folder / HISTORY}: not the history of a fit ({error}).") from error
-    return TranslationFit(**vars(summary), history=history)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass as plain
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 
 from nuctut import artificial, borders, detection, experiments, postprocess, training, translation
 from nuctut.balanced_patches import Patches
+from nuctut.experiments import shipping
 from nuctut.experiments.fitting import Trained, code_digest
 from nuctut.experiments.measuring import Measured, Segmented
 from nuctut.experiments.settings import Positive
@@ -53,6 +55,7 @@ CODE = {
     "mask-rcnn": ("targets", "detection", "training", "models/mask_rcnn", "models/resnet"),
     "deepcell": ("borders", "balanced_patches", "targets", "training", "models/deepcell"),
 }
+CHAPTER, PIX2PIX = "03_many_tissues", "pix2pix"
 TRANSLATION_CODE = ("artificial", "translation", "models/pix2pix")
 CONDITIONS = ("unscaled", "scaled", "silver", "artificial")
 Way = Literal["truth", "image", "none"]
@@ -292,15 +295,21 @@ class Invention:
     size: int = 256
 
 
+@plain(frozen=True)
+class Translator:
+    """The half of a finished pix2pix that is used, and the checksum of its weights."""
+
+    generator: nn.Module
+    weights_sha256: str
+
+
 def natural_like(
     samples: SampleSet,
     how: Invention,
     tissue: str,
+    translators: Mapping[str, Translator],
     *,
     seed: int,
-    runs: Path,
-    device: str = "auto",
-    progress: bool = True,
 ) -> SampleSet:
     """Artificial images of a split, translated by a pix2pix of each tissue's own.
 
@@ -308,23 +317,17 @@ def natural_like(
         samples: Real images at the common scale.
         how: See `Invention`.
         tissue: The tag by which tissues are told apart; the paper has a pix2pix for each.
-        seed: Of the images and of the fits.
-        runs: Folder that holds the fits of pix2pix, one folder each, taken up again when they are
-            of the same images, settings and code.
-        device: "auto" (a GPU where there is one), "cpu" or "gpu".
-        progress: Show progress bars.
+        translators: See `translators` and `shipped_translators`.
+        seed: Of the images.
     """
-    kinds = dict.fromkeys(sample.tags[tissue] for sample in samples)
-    where = (how, seed, runs, device, progress)
-    translators = {kind: _translator(samples, tissue, kind, *where) for kind in kinds}
 
     def translated(sample: Sample) -> Sample:
-        generator, number = translators[sample.tags[tissue]], int(sample.key.rpartition("_")[2])
-        image = translation.translate(generator, sample.image, seed=number)
-        return replace(sample, image=image)
+        by, number = translators[sample.tags[tissue]], int(sample.key.rpartition("_")[2])
+        return replace(sample, image=translation.translate(by.generator, sample.image, seed=number))
 
-    code = code_digest(TRANSLATION_CODE)
-    return cut_outs(samples, how, seed=seed).changed(f"translated: {how} {code}", translated)
+    weights = {kind: one.weights_sha256 for kind, one in translators.items()}
+    by = f"translated: {code_digest(TRANSLATION_CODE)} {weights}"
+    return cut_outs(samples, how, seed=seed).changed(by, translated)
 
 
 def cut_outs(samples: SampleSet, how: Invention, *, seed: int) -> SampleSet:
@@ -333,25 +336,53 @@ def cut_outs(samples: SampleSet, how: Invention, *, seed: int) -> SampleSet:
     return artificial.invented(samples, how.images * len(samples), recipe, seed=seed)
 
 
-def _translator(
+def translators(
     samples: SampleSet,
-    tissue: str,
-    kind: str,
     how: Invention,
+    tissue: str,
+    *,
     seed: int,
     runs: Path,
-    device: str,
-    progress: bool,
-) -> nn.Module:
-    """The generator of a tissue's own pix2pix, fitted or taken up again."""
-    own = samples.picked([one.key for one in samples if one.tags[tissue] == kind])
-    key = f"{own.fingerprint}:{how}:{code_digest(TRANSLATION_CODE)}"
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    folder = runs / f"pix2pix-{kind.replace(' ', '-')}--s{seed}--{digest}"
-    torch.manual_seed(seed)
-    generator, discriminator = Generator(how.width, how.depth), Discriminator(how.width)
+    device: str = "auto",
+    progress: bool = True,
+) -> dict[str, Translator]:
+    """The generator of each tissue's own pix2pix, fitted or taken up again.
+
+    Args:
+        samples: Real images at the common scale.
+        how: See `Invention`.
+        tissue: The tag by which tissues are told apart.
+        seed: Of the fits.
+        runs: Folder that holds the fits, one folder each, taken up again when they are of the same
+            images, settings and code.
+        device: "auto" (a GPU where there is one), "cpu" or "gpu".
+        progress: Show progress bars.
+    """
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     settings = translation.TranslationSettings(how.epochs, how.updates, place, seed)
-    pairs = artificial.Pairs(own, how.size, seed)
-    translation.fit(generator, discriminator, pairs, folder, settings, progress=progress)
-    return generator
+    made = {}
+    for kind in dict.fromkeys(sample.tags[tissue] for sample in samples):
+        own = samples.picked([one.key for one in samples if one.tags[tissue] == kind])
+        key = f"{own.fingerprint}:{how}:{code_digest(TRANSLATION_CODE)}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        folder = runs / f"{PIX2PIX}-{kind.replace(' ', '-')}--s{seed}--{digest}"
+        torch.manual_seed(seed)
+        generator, discriminator = Generator(how.width, how.depth), Discriminator(how.width)
+        pairs = artificial.Pairs(own, how.size, seed)
+        fit = translation.fit(generator, discriminator, pairs, folder, settings, progress=progress)
+        made[kind] = Translator(generator, fit.weights_sha256)
+    return made
+
+
+def shipped_translators(how: Invention) -> dict[str, Translator]:
+    """Those that come with the book, as they were fitted under `how`, by tissue.
+
+    Raises:
+        Malformed: When a file of one is damaged, or is of another `how`.
+    """
+    made = {}
+    for folder in sorted((shipping.root() / CHAPTER).glob(f"{PIX2PIX}-*")):
+        generator = Generator(how.width, how.depth)
+        fit = translation.load(generator, folder)
+        made[folder.name.removeprefix(f"{PIX2PIX}-")] = Translator(generator, fit.weights_sha256)
+    return made

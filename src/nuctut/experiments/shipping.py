@@ -104,7 +104,7 @@ def root() -> Path:
 
 def folders() -> list[Path]:
     """Those that there are, one folder each, sorted."""
-    return sorted(path.parent for path in root().glob(f"*/*/{fits.DONE}"))
+    return sorted(path.parent for path in root().glob(f"*/*/{fits.DESCRIPTION}"))
 
 
 def record_of(folder: Path, known: Sequence[Record] | None = None) -> Record:
