@@ -74,8 +74,11 @@ class Made:
     rule: LabelRule | None = field(default_factory=pieces_of_a_mask)
     channels: int = 1
     scale: str = "linear"
+    diameter: float | None = None
+    variant: str = "made"
 
     channelled = experiments.Trained.channelled
+    factor = experiments.Trained.factor
 
     @property
     def settings(self) -> Any:
@@ -431,6 +434,28 @@ def test_nuclei_that_get_lost_on_the_way_back_leave_no_gaps(tmp_path, run):
     labels = labels_of(tmp_path)
     assert sorted(np.unique(labels)) == list(range(labels.max() + 1))
     assert 100 < labels.max() < 1600 and len(table_of(tmp_path)) == labels.max()
+
+
+def test_a_network_that_knows_nuclei_of_one_size_sees_them_so(tmp_path, run):
+    """Dots of one pixel's reach at half the scale: the labels come back on the image's own grid."""
+    mask = np.kron(nuclei((60, 60)), np.ones((2, 2), bool))
+    path, made = write(tmp_path / "a.tif", grey(mask)), Made(diameter=10.0)
+    report = run(path, made=made, data="sbsst265", diameter=20)
+    labels = tifffile.imread(tmp_path / "out" / "a_labels.tif")
+    assert labels.shape == mask.shape and ((labels > 0) == mask).mean() > 0.99
+    assert (
+        predict.summary(report)[0]
+        == "All images were rescaled, as their nuclei are 20 pixels wide."
+    )
+    report = run(path, made=made, data="sbsst265", overwrite=True)
+    assert "knows nuclei 10 pixels wide" in predict.summary(report)[0]
+    for wrong in (0, -3, np.nan, np.inf):
+        with pytest.raises(ValueError, match="diameter must be that of nuclei in pixels"):
+            run(path, made=made, diameter=wrong)
+    with pytest.raises(ValueError, match="made did not learn from nuclei of one size"):
+        run(path, diameter=20)
+    with pytest.raises(ValueError, match="choose one by --run"):
+        predict_files(None, [path], tmp_path / "out", diameter=20)
 
 
 def test_a_pixel_size_that_must_be_a_mistake(tmp_path, run):

@@ -406,6 +406,13 @@ def predict(
     pixel_size: Annotated[
         float | None, typer.Option(help="In µm; otherwise what the file says.")
     ] = None,
+    diameter: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the nuclei, in pixels; for a network that knows nuclei of one size, on which "
+            "images are rescaled to it."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Predict again what is there.")
     ] = False,
@@ -418,7 +425,7 @@ def predict(
     network = command.load(run) if run else None
     if network:
         typer.echo(f"Network: {network}")
-    how = {"page": page, "pixel_size": pixel_size, "overwrite": overwrite}
+    how = {"page": page, "pixel_size": pixel_size, "diameter": diameter, "overwrite": overwrite}
     how["progress"] = sys.stderr.isatty()
     report = command.predict_files(
         network, images, out, **how, tell=lambda text: tqdm.write(text, file=sys.stderr)

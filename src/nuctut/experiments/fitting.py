@@ -7,6 +7,7 @@ import functools
 import glob
 import hashlib
 import importlib
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 from nuctut import detection, fits, inference, postprocess, targets, training
 from nuctut.experiments.settings import AFTER_THE_FIT, Settings, fit_settings
 from nuctut.files import Malformed, own, sentence, write_json
+from nuctut.rescaling import segment_rescaled
 from nuctut.samples import Sample, SampleSet
 
 ClassMap = Callable[[Sample], np.ndarray]
@@ -39,6 +41,9 @@ class Experiment(Protocol):
     Attributes:
         CHANNELS: Of the images that its networks take, 1 or 3.
         Settings: What its presets fix.
+
+    One whose variants learn from nuclei of one size says of which, see `Trained.diameter`, by a
+    function `diameter(variant)`.
     """
 
     __name__: str
@@ -115,9 +120,43 @@ class Trained:
         """The settings and the network's name, as a record keeps them."""
         return asdict(self.settings) | {"network": self.name}
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """(H, W) int32 labels of an image, grey (H, W) or coloured (H, W, 3), any real dtype."""
-        return self.labels(self.channelled(image))
+    @property
+    def diameter(self) -> float | None:
+        """Mean of the nuclei that it knows, in pixels; None where they were not of one size."""
+        return diameter_of(self.experiment, self.variant)
+
+    def factor(self, diameter: float) -> float:
+        """By which an image is to be enlarged whose nuclei have this mean diameter, in pixels.
+
+        Raises:
+            ValueError: When it is no such length, or the network's own is not one (`diameter`).
+        """
+        if self.diameter is None:
+            raise ValueError(
+                f"{self.variant} did not learn from nuclei of one size, so that a diameter tells "
+                "nothing: leave it out."
+            )
+        if not 1 <= diameter < math.inf:
+            raise ValueError(
+                f"diameter must be that of nuclei in pixels, 1 or more, not {diameter}."
+            )
+        return self.diameter / diameter
+
+    def __call__(self, image: np.ndarray, diameter: float | None = None) -> np.ndarray:
+        """(H, W) int32 labels of an image, grey (H, W) or coloured (H, W, 3), any real dtype.
+
+        Args:
+            image: As said.
+            diameter: Of its nuclei, in pixels, on which a network that knows nuclei of one size
+                is shown the image rescaled; None leaves the image as it is.
+
+        Raises:
+            ValueError: See `factor`.
+        """
+        pixels = self.channelled(image)
+        if diameter is None:
+            return self.labels(pixels)
+        return segment_rescaled(self.labels, pixels, self.factor(diameter))
 
     def channelled(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels with the channels that it takes: grey thrice, or the mean of colours, float32."""
@@ -280,6 +319,12 @@ def experiment_of(made: fits.Description, folder: Path) -> Experiment:
             f"not {made.experiment!r}."
         )
     return importlib.import_module(f"nuctut.experiments.{made.experiment}")
+
+
+def diameter_of(experiment: Experiment, variant: str) -> float | None:
+    """See `Trained.diameter`."""
+    of = getattr(experiment, "diameter", None)
+    return of(variant) if of else None
 
 
 def _as_tuples(value: Any) -> Any:

@@ -105,6 +105,11 @@ def code(variant: str) -> tuple[str, ...]:
     return CODE[family(variant)]
 
 
+def diameter(variant: str) -> float | None:
+    """See `experiments.Trained.diameter`; None for those that learn from images as taken."""
+    return None if "-unscaled" in variant else DIAMETER
+
+
 def network(variant: str, settings: Settings, had: bool | None = None) -> nn.Module:
     """One of `NETWORKS`, see `experiments.Experiment`.
 

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from nuctut import datasets, fits, records, scoreboard
-from nuctut.experiments.fitting import Trained, experiment_of, load
+from nuctut.experiments.fitting import Trained, diameter_of, experiment_of, load
 from nuctut.experiments.settings import AFTER_THE_FIT
 from nuctut.files import write_json
 from nuctut.paths import results_root
@@ -190,7 +190,7 @@ def _card(record: Record, made: fits.Description) -> str:
         preset=record.preset,
         seed=made.seed,
         commit=record.fit["git_commit"],
-        pixel=f"It knows pixels of {spec.pixel_size} µm." if spec.pixel_size else "",
+        pixel=_scale(spec, diameter_of(experiment_of(made, root()), record.variant)),
         test=scoreboard.describe(record),
         record=scoreboard.file_of(record),
         head=" | ".join(names),
@@ -199,6 +199,16 @@ def _card(record: Record, made: fits.Description) -> str:
         by_kind=kinds,
         citation=spec.citation,
         sha256=record.fit["weights_sha256"],
+    )
+
+
+def _scale(spec: datasets.DatasetSpec, diameter: float | None) -> str:
+    """What it knows of the size of nuclei, as a sentence for the card."""
+    if diameter is None:
+        return f"It knows pixels of {spec.pixel_size} µm." if spec.pixel_size else ""
+    return (
+        f"It knows nuclei {diameter:g} pixels wide: say how wide those of your images are "
+        "(`nuctut predict --diameter`), and they are rescaled."
     )
 
 

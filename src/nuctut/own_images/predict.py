@@ -157,11 +157,13 @@ class Report:
         done: Those predicted.
         failed: Those not predicted, by the name they were given by, and why in one sentence.
         table: The table of objects.
+        diameter: Of the nuclei, where it was given.
     """
 
     done: tuple[Done, ...]
     failed: dict[str, str]
     table: Path
+    diameter: float | None
 
     @property
     def nuclei(self) -> int:
@@ -193,8 +195,18 @@ def summary(report: Report) -> list[str]:
             f"Nothing says the pixel size of {_images(sizes.count(size))}: the scale that the "
             f"network learned, {size} µm per pixel, was assumed; --pixel-size tells another."
         )
-    if any(one.network.pixel_size is None for one in report.done):
+    unscaled = [one.network for one in report.done if one.network.pixel_size is None]
+    if report.diameter is not None:
+        lines.append(
+            f"All images were rescaled, as their nuclei are {report.diameter:g} pixels wide."
+        )
+    elif any(network.trained.diameter is None for network in unscaled):
         lines.append("The network learned from images of many scales: nothing was rescaled.")
+    elif unscaled:
+        lines.append(
+            f"The network knows nuclei {unscaled[0].trained.diameter:g} pixels wide, and nothing "
+            "was rescaled: --diameter tells how wide those of the images are."
+        )
     failed = f", {len(report.failed)} failed" if report.failed else ""
     counted = f"{_images(len(report.done))}, {report.nuclei:,} nuclei{failed}"
     return [*lines, f"{counted}: {report.table}" if report.done else counted]
@@ -211,6 +223,7 @@ def predict_files(
     *,
     page: int | None = None,
     pixel_size: float | None = None,
+    diameter: float | None = None,
     overwrite: bool = False,
     progress: bool = True,
     tell: Callable[[str], None] = lambda text: None,
@@ -228,16 +241,19 @@ def predict_files(
         out: Folder of the results; made if need be.
         page: The only page to predict of each file, counted from 0; by default all of them.
         pixel_size: Side of a pixel in µm; by default what the file says.
+        diameter: Of the images' nuclei, in pixels; of use to a network that knows nuclei of one
+            size, see `experiments.Trained.diameter`.
         overwrite: Predict again what is there already.
         progress: Show progress bars.
         tell: Called with "image: why it failed" as soon as that is known.
 
     Raises:
-        ValueError: When the pixel size or page is no such thing, `out` is not a folder to write
-            to, or another process writes to it.
+        ValueError: When the pixel size, diameter or page is no such thing or of no use, `out` is
+            not a folder to write to, or another process writes to it.
     """
     _check_arguments(page, pixel_size)
-    job = _Job(network, _folder(Path(out)), page, pixel_size, overwrite, progress)
+    factor = _factor_of(network, diameter)
+    job = _Job(network, _folder(Path(out)), page, pixel_size, factor, overwrite, progress)
     done, failed = [], {}
     with locked(job.out, wait=False) as alone:
         if not alone:
@@ -261,7 +277,7 @@ def predict_files(
             if reason:
                 failed[path] = reason
                 tell(f"{path}: {reason}")
-    return Report(tuple(done), failed, job.out / TABLE)
+    return Report(tuple(done), failed, job.out / TABLE, diameter)
 
 
 def _check_arguments(page: int | None, pixel_size: float | None) -> None:
@@ -371,6 +387,7 @@ class _Job:
     out: Path
     page: int | None
     pixel_size: float | None
+    factor: float | None
     overwrite: bool
     progress: bool
 
@@ -444,7 +461,7 @@ class _Job:
         size = (self.pixel_size,) * 2 if self.pixel_size else image.pixel_size(number)
         network, why, factor = self.network, "", 1.0
         if network is not None:
-            factor = _factor(network, size)
+            factor = _factor(network, size) if self.factor is None else self.factor
         self._check_room(image, number, factor)
         folder = scratch / f"page{number}"
         folder.mkdir()
@@ -505,6 +522,18 @@ class _Job:
 
     def _drop_rows(self, path: Path) -> None:
         drop_rows(self.out / TABLE, lambda image: Path(image).stem == path.stem)
+
+
+def _factor_of(network: Network | None, diameter: float | None) -> float | None:
+    """By which all images are enlarged; None where no diameter of their nuclei was given."""
+    if diameter is None:
+        return None
+    if network is None:
+        raise ValueError(
+            "--diameter is of use to a network that knows nuclei of one size alone: choose one by "
+            "--run; `nuctut networks` lists them."
+        )
+    return network.trained.factor(diameter)
 
 
 def _factor(network: Network, size: Sides | None) -> float:
