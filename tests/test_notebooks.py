@@ -442,7 +442,9 @@ at 0.5:.2f`, {glue:text}`score`, `{x}`
 ''')"""
 CHECKED = """\
 shows(np.float64(2) > 1, "two is more than one", "2 against 1")
-shows(1 > 2, "one is more than two", "1 against 2")"""
+shows(1 > 2, "one is more than two", "1 against 2")
+shows(2 > 1, "two is more", "2 against 1", records=True)
+shows(1 > 2, "one is more", "1 against 2", records=True)"""
 
 
 def test_what_is_said_is_shown_and_can_be_quoted(project):
@@ -458,8 +460,11 @@ def test_what_is_said_is_shown_and_can_be_quoted(project):
     assert [one.data["text/markdown"] for one in checked] == [
         "In this run, two is more than one (2 against 1).",
         "This run does **not** show that one is more than two (1 against 2).",
+        "In the records, two is more (2 against 1).",
+        "The records do **not** show that one is more (1 against 2).",
     ]
     told = [("two is more than one", True), ("one is more than two", False)]
+    told += [("two is more", True), ("one is more", False)]
     assert notebooks.shown(executed) == told
 
 

@@ -448,13 +448,16 @@ def _quoted(role: re.Match) -> str:
     return format(_said[name], *given) if given else str(_said[name])
 
 
-def shows(condition: bool | np.bool_, claim: str, numbers: str) -> None:
-    """Say whether this run shows what a text says of it.
+def shows(
+    condition: bool | np.bool_, claim: str, numbers: str, records: bool = False
+) -> None:
+    """Say whether this run shows what a text says of it, or the book's records do.
 
     Args:
         condition: Whether it does.
         claim: What is said, to be read after "that": "widening finds more nuclei".
         numbers: The figures it rests on: "plain 266, widened 167".
+        records: Whether those are of records, whatever this run was.
 
     Raises:
         TypeError: When the condition is no truth value, but an array of them, a number, or else.
@@ -462,7 +465,8 @@ def shows(condition: bool | np.bool_, claim: str, numbers: str) -> None:
     if not isinstance(condition, bool | np.bool_):
         kind = type(condition).__name__
         raise TypeError(f"shows: expected True or False as the condition, not a {kind}.")
-    said = f"In this run, {claim}" if condition else f"This run does **not** show that {claim}"
+    where, who = ("the records", "The records do") if records else ("this run", "This run does")
+    said = f"In {where}, {claim}" if condition else f"{who} **not** show that {claim}"
     about = {"shows": bool(condition), "claim": claim}
     _display_markdown(f"{said} ({numbers}).", about)
 
