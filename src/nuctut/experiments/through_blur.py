@@ -169,7 +169,8 @@ def items(
         rim = settings.rim
         return borders.bordered(sample.labels, rim) if rim else targets.three_classes(sample.labels)
 
-    classes = [(teach or classes_of)(sample) for sample in tqdm(samples, disable=not progress)]
+    bar = tqdm(samples, f"labels for {samples.describe()}", disable=not progress)
+    classes = [(teach or classes_of)(sample) for sample in bar]
     how |= {"gain": settings.gain if learns else 0.0}
     pairs = BlurredPairs(images, classes, samples.keys, blur(variant, settings), **how)
     denoises = NETWORKS[variant].objective is DenoiSegLoss
@@ -239,9 +240,16 @@ def blur(variant: str, settings: Settings) -> Blur:
 # --- what is tested on ----------------------------------------------------------------------------
 
 
-def depths(step: int) -> range:
-    """From below focus to above, in µm."""
-    return range(-FARTHEST, FARTHEST + 1, step)
+def depths(step: int) -> list[int]:
+    """From `FARTHEST` below focus to as far above, in µm: each distance on one side, in turn.
+
+    The model blurs alike on both sides, so that a second image at a distance would say the same.
+
+    Args:
+        step: From one distance to the next.
+    """
+    away = range(0, FARTHEST + 1, step)
+    return sorted(-z if number % 2 else z for number, z in enumerate(away))
 
 
 def stack(samples: SampleSet, step: int) -> SampleSet:
