@@ -1258,9 +1258,10 @@ def test_the_headlines_are_three_to_a_paper_at_most_and_name_it():
         scoreboard.judge_claims(scoreboard.published(name), []) for name in scoreboard.papers()
     ]
     page = scoreboard.show_findings(pd.concat(judgements, ignore_index=True))
-    assert [judged["headline"].sum() for judged in judgements] == [2, 1, 3, 3]
+    headlines = [judged["headline"].sum() for judged in judgements]
+    assert headlines == [2, 1, 3, 3]
     assert "Wang &amp; Song" in page and "Matuszewski &amp; Ranefall" in page
-    assert page.count("<li>") == page.count("<b>Not yet run:</b> ") == 6
+    assert page.count("<li>") == page.count("<b>Not yet run:</b> ") == sum(headlines)
 
 
 def test_a_tally_counts_what_is_there():
