@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from processes import NUCTUT, is_alive, wait_for
 
 from nuctut import paths, training
-from nuctut.experiments import four_architectures, many_tissues
+from nuctut.experiments import four_architectures, many_tissues, through_blur
 from nuctut.files import MARKER
 from nuctut.running import notebooks
 
@@ -206,6 +206,7 @@ def test_only_where_it_is_the_default_preset_names_data(tmp_path):
 def test_what_the_books_chapters_take_is_known():
     """The tables of names say what the chapters and the rooms they call know."""
     networks = {**four_architectures.NETWORKS, **many_tissues.NETWORKS}
+    networks |= through_blur.NETWORKS
     assert notebooks.SOME_OF["networks"] == tuple(networks)
     assert notebooks.SOME_OF["conditions"] == many_tissues.CONDITIONS
     assert notebooks.ONE_OF["device"] == tuple(training.DEVICES)

@@ -387,6 +387,38 @@ def test_what_is_derived_is_not_stored():
     np.testing.assert_array_equal(*same)
 
 
+def test_the_harmonic_mean_of_sharp_and_blurred_images():
+    focus = [("sharp", 8, 2, 0), ("blurred", 1, 1, 0), ("blurred", 2, 0, 4), ("", 0, 9, 9)]
+    made = [
+        row(str(n), *counts) | {"tags": {"focus": of} if of else {}}
+        for n, (of, *counts) in enumerate(focus)
+    ]
+    sharp, blurred = 16 / 18, 6 / 11
+    mean = 2 * sharp * blurred / (sharp + blurred)
+    assert records.pooled(made, "nhm") == pytest.approx(mean)
+    drawn = records.pooled(made, "nhm", np.array([[1, 1, 1, 1], [2, 3, 0, 0], [1, 0, 0, 5]]))
+    second = 2 / (1 / sharp + 1 / (2 / 3))
+    assert drawn == pytest.approx([mean, second, math.nan], nan_ok=True)
+    made[0] |= row("0", 0, 9, 9)
+    assert records.pooled(made, "nhm") == 0  # nothing is found in sharp images
+    assert math.isnan(records.pooled(made[1:], "nhm"))  # and now there are none
+
+
+def test_nuclei_are_counted_at_a_looser_iou_too(tmp_path):
+    labels = squares((4, 4), (20, 20))
+    shifted = squares((4, 6), (20, 23))  # of 6 × 6: IoU 24/48 and 18/54
+    made = records.image_row("a", labels, shifted)
+    assert made["match"]["0.50"]["tp"] == 1
+    assert made["loose"] == {"tp": 2, "fp": 0, "fn": 0}
+    assert records.pooled([made], "f1_25") == 1 > records.pooled([made], "f1_50")
+    assert math.isnan(records.pooled(rows((8, 1, 3)), "f1_25"))  # of an older record
+    path = records.write(record([made]), tmp_path)
+    assert records.read(path).images == [made]
+    path.write_text(path.read_text().replace('"loose": {"tp": 2', '"loose": {"tp": 0'))
+    with pytest.raises(ValueError, match="loose must count the nuclei that match counts"):
+        records.read(path)
+
+
 def test_an_image_without_the_tag_is_named():
     made = [*tagged(("stained", 9, 1, 0)), row("seven", 1)]
     with pytest.raises(ValueError, match=r"seven: the row has no tag 'modality'"):

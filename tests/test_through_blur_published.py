@@ -1,7 +1,4 @@
-"""What Mandal et al. printed: cells that agree with each other, and claims that agree with them.
-
-The file waits for its chapter: as soon as there is one, it moves up one folder.
-"""
+"""What Mandal et al. printed: cells that agree with each other, and claims that agree with them."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import pytest
 import nuctut
 from nuctut import focus
 
-FILE = Path(nuctut.__file__).parent / "published" / "waiting" / "through_blur.toml"
+FILE = Path(nuctut.__file__).parent / "published" / "through_blur.toml"
 PAPER = tomllib.loads(FILE.read_text(encoding="utf-8"))
 CELLS = {
     (table["name"], variant, table.get("of", "")): value

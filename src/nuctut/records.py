@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, with_config
 from pydantic_core import PydanticCustomError
+from scipy import stats
 from typing_extensions import TypedDict
 
 from nuctut import machine, metrics
@@ -56,6 +57,8 @@ NETWORKS = "networks"  # the folder of the networks that come with the book, bes
 OWN_FOLDER = "NUCTUT_RECORDS"
 PATIENT = "patient"  # a tag of images
 THRESHOLD_KEYS = tuple(f"{iou:.2f}" for iou in metrics.IOU_THRESHOLDS)
+LOOSE_IOU = 0.25  # at which nuclei are counted besides, where outlines are hard to see
+FOCUS = "focus"  # a tag of images, "sharp" or "blurred"
 ROUNDING = 1e-6  # sums of IoUs are kept to 6 digits
 
 Row = dict[str, Any]
@@ -116,6 +119,7 @@ def image_row(
             name: _integers(match, "tp", "fp", "fn") | {"iou_sum": round(float(match.iou_sum), 6)}
             for name, match in zip(THRESHOLD_KEYS, matches, strict=True)
         },
+        "loose": _integers(table.match(LOOSE_IOU), "tp", "fp", "fn"),
         "nuclei": nuclei,
         "separations": separations,
         "kromp": _kromp(table.detection()),
@@ -175,6 +179,20 @@ def _match_fraction(thresholds: Sequence[str], weight: float) -> Fraction:
         return tp, tp + weight * (fp + fn)
 
     return fraction
+
+
+def _loose_f1(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """F1 at `LOOSE_IOU`; an older record did not count that, and has none."""
+    tp, fp, fn = (_values(rows, "loose", name)[:, None] for name in ("tp", "fp", "fn"))
+    return tp, tp + (fp + fn) / 2
+
+
+def _sharp_and_blurred_f1(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts: F1 at IoU 0.5 of the sharp and of the blurred images, by the tag `FOCUS`."""
+    found, total = _match_fraction(("0.50",), 0.5)(rows)
+    tags = np.array([row.get("tags", {}).get(FOCUS, "") for row in rows], dtype=str)
+    within = tags[:, None] == np.array(["sharp", "blurred"])
+    return found * within, total * within
 
 
 def _panoptic_quality(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
@@ -351,12 +369,16 @@ DERIVED: dict[str, Fraction] = {
     **{f"{name}_per_image": _mean_over_images(of) for name, of in BY_IMAGE.items()},
     **{f"{name}_per_patient": _mean_over_patients(of) for name, of in BY_IMAGE.items()},
     "aggregated_jaccard_per_patient": _mean_over_patients(_aggregated_jaccard),
+    "f1_25": _loose_f1,
+    "nhm": _sharp_and_blurred_f1,
 }
 """Further scores of a record's images, which are computed when they are asked for and not stored.
 
 So older records have them, too. They are the columns of Mercadier et al., table 1: means over
-images, and over the images' patients.
+images, and over the images' patients; F1 at `LOOSE_IOU`; and the harmonic mean of Mandal et al.
 """
+HARMONIC = frozenset({"nhm"})
+"""The metrics that are the harmonic mean of their parts, and not the plain one."""
 UNBOUNDED = frozenset({"count_error"})
 """The metrics that may exceed 1."""
 ERRORS = UNBOUNDED | {"us_rate", "os_rate"}
@@ -382,10 +404,11 @@ def pooled(
         ValueError: For an unknown metric.
     """
     numerator, denominator = _fraction(metric)(rows)
+    mean = stats.hmean if metric in HARMONIC else np.mean
     if weights is None:
-        return float(_divide(_sum(numerator), _sum(denominator)).mean())
+        return float(mean(_divide(_sum(numerator), _sum(denominator)), axis=0))
     drawn = np.asarray(weights, dtype=float)
-    return _divide(drawn @ numerator, drawn @ denominator).mean(axis=1)
+    return mean(_divide(drawn @ numerator, drawn @ denominator), axis=1)
 
 
 def _sum(values: np.ndarray) -> np.ndarray:
@@ -607,6 +630,7 @@ _Row = _block(
     n_true=Count,
     object=_block(n_true=Count, n_pred=Count, matched=Count),
     match=_block(**dict.fromkeys(THRESHOLD_KEYS, _Match)),
+    loose=NotRequired[_block(tp=Count, fp=Count, fn=Count)],
     nuclei=_Pixels,
     separations=_Pixels | None,
     kromp=NotRequired[_Kromp],
@@ -625,6 +649,7 @@ _Scores = Annotated[
 def _check_row(row: Row) -> Row:
     """The counts of an image must be such as one pair of label images can give."""
     _check_matches(row)
+    _check_loose(row)
     _check_kromp(row)
     objects, half = row["object"], row["match"]["0.50"]
     empty = half["tp"] + half["fp"] + half["fn"] == 0
@@ -663,6 +688,17 @@ def _check_matches(row: Row) -> None:
                 f"match.{name}.iou_sum must lie from {low:.6f} to {high:.6f}, as its tp and the "
                 f"next threshold give, not {match['iou_sum']}."
             )
+
+
+def _check_loose(row: Row) -> None:
+    """At a lower IoU the same nuclei are matched, and no fewer of them."""
+    if (loose := row.get("loose")) is None:
+        return
+    half = row["match"]["0.50"]
+    if loose["tp"] < half["tp"] or any(
+        loose["tp"] + loose[side] != half["tp"] + half[side] for side in ("fp", "fn")
+    ):
+        raise ValueError("loose must count the nuclei that match counts, with no smaller tp.")
 
 
 def _check_kromp(row: Row) -> None:

@@ -58,6 +58,7 @@ from pydantic import AfterValidator, Field
 from nuctut.files import STRICT, Count, Malformed, Measure, Text, parse_json, read_text
 from nuctut.paths import project_root, results_root, runs_root
 from nuctut.records import (
+    DERIVED,
     ERRORS,
     METRICS,
     PRESETS,
@@ -98,7 +99,10 @@ METRIC_NAMES = {
     "os_rate": "share of nuclei split",
     "dice_found": "Dice of the nuclei found",
     "aggregated_jaccard_kromp": "aggregated Jaccard, Kromp's",
+    "nhm": "harmonic mean of F1, sharp and blurred",
+    "f1_25": "F1 at IoU 0.25",
 }
+KNOWN = (*METRICS, *DERIVED)
 
 
 # --- what a paper published ---------------------------------------------------------------------
@@ -125,7 +129,7 @@ class PublishedScore:
     table: Text
     row: Text
     variant: Text
-    metric: Literal[*METRICS]
+    metric: Literal[*KNOWN]
     value: Measure
     note: str = ""
     obstacle: str = ""
@@ -256,9 +260,9 @@ class Claim:
     text: Text
     better: Text
     worse: Text
-    metric: Literal[*METRICS]
+    metric: Literal[*KNOWN]
     published_effect: float
-    against: Literal["", *METRICS] = ""
+    against: Literal["", *KNOWN] = ""
     floor: str = ""
     note: str = ""
     headline: bool = False
@@ -290,16 +294,19 @@ class Goal:
     """What this book set itself: a score that a variant shall reach under a preset.
 
     Or a time in seconds that it shall not exceed, on CPUs with so many `cores`: on other machines
-    nothing is asked of it.
+    nothing is asked of it. One of some images alone is that of the `part` that bears these tags.
+    With `stand_in`, it is held against records of the paper's stand-in.
     """
 
     __pydantic_config__ = STRICT
 
     variant: Text
     preset: Literal[*PRESETS]
-    measure: Literal[*METRICS, "seconds_per_image"]
+    measure: Literal[*KNOWN, "seconds_per_image"]
     value: Annotated[float, Field(gt=0)]
     cores: Count = 0
+    part: Part = field(default_factory=dict)
+    stand_in: bool = False
 
     @property
     def is_limit(self) -> bool:
@@ -326,7 +333,7 @@ class Published:
     images: Count
     scores: tuple[PublishedScore, ...] = ()
     tables: tuple[PublishedTable, ...] = ()
-    columns: dict[Text, Literal[*METRICS]] = field(default_factory=dict)
+    columns: dict[Text, Literal[*KNOWN]] = field(default_factory=dict)
     names: dict[Text, Text] = field(default_factory=dict)
     subsets: tuple[Subset, ...] = ()
     stand_in: StandIn | None = None
@@ -437,6 +444,8 @@ def _check_published(paper: Published) -> Published:
             raise ValueError(f"{where}.value must lie from 0 to 1, not {goal.value}.")
         if goal.measure.startswith("seconds") is not (goal.cores > 0):
             raise ValueError(f"{where}.cores must be said of a time, and of nothing else.")
+        if goal.stand_in and paper.stand_in is None:
+            raise ValueError(f"{where}.stand_in: the paper has none.")
     return paper
 
 
@@ -596,7 +605,7 @@ def estimate(records: Sequence[Record], metric: str, by: str = "field") -> Estim
 
     Args:
         records: One per seed, all of the same images.
-        metric: One of `nuctut.records.METRICS`.
+        metric: One of `KNOWN`.
         by: The tag of an image that says with which others it is drawn; one without it is drawn
             by itself.
 
@@ -633,7 +642,12 @@ def _units(record: Record, by: str) -> dict[str, str]:
 
 
 def _by_seed(records: Sequence[Record], metric: str) -> tuple[float, ...]:
-    return tuple(record.scores[metric] for record in records)
+    return tuple(_score(record, metric) for record in records)
+
+
+def _score(record: Record, metric: str) -> float:
+    """A pooled score of a record, stored or derived."""
+    return record.scores[metric] if metric in METRICS else pooled(record.images, metric)
 
 
 def _mean_score(records: Sequence[Record], metric: str) -> float:
@@ -813,10 +827,7 @@ def _judged(
     except LookupError as error:
         return nothing | _no_verdict("not comparable", reason or str(error))
     everything = [record for side in sides for record in side]
-    seed_by_seed = [
-        _effect(claim, lambda record, metric: record.scores[metric], of_seed)
-        for of_seed in zip(*sides, strict=True)
-    ]
+    seed_by_seed = [_effect(claim, _score, of_seed) for of_seed in zip(*sides, strict=True)]
     found = Estimate(
         _effect(claim, _mean_score, sides),
         _effect(claim, _drawn_scores(everything, by), sides),
@@ -836,16 +847,21 @@ def judge_goals(paper: Published, records: Iterable[Record]) -> pd.DataFrame:
 
     Args:
         paper: Whose chapter.
-        records: What was measured; what may not stand beside the paper's numbers does not count.
+        records: What was measured; what may not stand beside the paper's numbers does not count,
+            nor, of a goal on the stand-in, what was measured on anything else.
 
     Returns:
-        One line per goal: variant, measure, cores, goal, by_seed (a value for every seed),
+        One line per goal: variant, measure, cores, goal, by_seed (a value for every seed that
+        measured the goal's part),
         verdict ("met", "partly met", "missed" or "not yet run"), reason and `PROVENANCE`.
     """
+    records = list(records)
     evidence = [record for record in records if not _obstacle(record, paper)]
+    standing_in = [record for record in records if _stands_in(record, paper)]
     lines = []
     for goal in paper.goals:
-        fitting = [one for one in evidence if not goal.cores or _cores(one) == goal.cores]
+        pool = standing_in if goal.stand_in else evidence
+        fitting = [one for one in pool if not goal.cores or _cores(one) == goal.cores]
         chosen = _speaking_for(fitting, paper, goal.variant, goal.preset)
         line = {"variant": goal.variant, "measure": goal.measure, "cores": goal.cores}
         line |= {"goal": goal.value} | _reached(goal, chosen)
@@ -862,10 +878,14 @@ def _cores(record: Record) -> int:
 
 def _reached(goal: Goal, chosen: Sequence[Record]) -> dict[str, Any]:
     """What every seed came to, and whether that is what was asked for."""
-    values = {
-        record.seed: (record.budget if goal.cores else record.scores).get(goal.measure, math.nan)
-        for record in chosen
-    }
+    if goal.cores:
+        values = {one.seed: one.budget.get(goal.measure, math.nan) for one in chosen}
+    else:
+        try:
+            chosen = _part_of(chosen, goal.part)
+        except LookupError as error:
+            return {"by_seed": {}} | _no_verdict("not yet run", str(error))
+        values = {one.seed: _score(one, goal.measure) for one in chosen}
     if not values:
         where = f"{goal.preset}, {goal.cores} CPU cores" if goal.cores else goal.preset
         return {"by_seed": values} | _no_verdict("not yet run", f"no record of {where}")
@@ -1235,7 +1255,9 @@ def show_goals(paper: Published, records: Iterable[Record]) -> Styler:
         shown = f"{1000 * goal.value:g} ms" if goal.cores else f"{goal.value:g}"
         asked.append(f"{METRIC_NAMES.get(goal.measure, 'one image')}: {least} {shown}")
         cores = f"{goal.cores} CPU cores" if goal.cores else ""
-        on.append(", ".join(filter(None, (in_words(goal.variant), goal.preset, cores))))
+        where = f"on the stand-in {paper.stand_in.title}" if goal.stand_in else ""
+        said = (in_words(goal.variant), goal.preset, cores, *goal.part.values(), where)
+        on.append(", ".join(filter(None, said)))
     measured = [
         "<br>".join(
             f"seed {seed}: {1000 * value:.1f} ms" if line.cores else f"seed {seed}: {value:.4f}"

@@ -16,7 +16,7 @@ Positive = Annotated[int, Field(ge=1)]
 Kind = TypeVar("Kind")
 
 # Settings that a fit knows nothing of: it is taken up again when they change.
-AFTER_THE_FIT = ("threshold", "min_area", "small_area", "certainty")
+AFTER_THE_FIT = ("threshold", "min_area", "small_area", "certainty", "distance", "smoothing")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

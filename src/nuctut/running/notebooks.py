@@ -46,7 +46,12 @@ ONE_OF = {
 SOME_OF = {  # with commas between them
     "teachers": ("ground-truth", "shape-intensity", "consensus"),
     # of all chapters; which of them a chapter has, it says itself
-    "networks": ("simple-cnn", "resnet", "u-net", "mask-rcnn", "unet-resnet", "deepcell"),
+    "networks": (
+        *("simple-cnn", "resnet", "u-net", "mask-rcnn", "unet-resnet", "deepcell"),
+        *("u-net-standard", "u-net-aug", "bns-1", "bns-2", "bns-3", "bns-4", "denoiseg"),
+        *("u-net-aug-wide", "bns-4-without-deblurring", "bns-4-blurred-labels"),
+        *("u-net-gaussian", "u-net-poisson"),
+    ),
     "conditions": ("unscaled", "scaled", "silver", "artificial"),
 }
 AT_LEAST_0 = ("seed", "images", "epochs", "learning_rate")
