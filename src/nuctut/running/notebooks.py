@@ -453,9 +453,7 @@ def _quoted(role: re.Match) -> str:
     return format(_said[name], *given) if given else str(_said[name])
 
 
-def shows(
-    condition: bool | np.bool_, claim: str, numbers: str, records: bool = False
-) -> None:
+def shows(condition: bool | np.bool_, claim: str, numbers: str, records: bool = False) -> None:
     """Say whether this run shows what a text says of it, or the book's records do.
 
     Args:
