@@ -59,7 +59,7 @@ from nuctut.files import STRICT, Count, Malformed, Measure, Text, parse_json, re
 from nuctut.paths import project_root, results_root, runs_root
 from nuctut.records import (
     ERRORS,
-    METRICS,
+    PATIENT,
     PRESETS,
     STAND_IN,
     UNBOUNDED,
@@ -98,7 +98,20 @@ METRIC_NAMES = {
     "os_rate": "share of nuclei split",
     "dice_found": "Dice of the nuclei found",
     "aggregated_jaccard_kromp": "aggregated Jaccard, Kromp's",
+    "pixel_recall_per_image": "pixel recall, by image",
+    "pixel_precision_per_image": "pixel precision, by image",
+    "dice_nuclei_per_image": "Dice, nuclei, by image",
+    "pixel_accuracy_per_image": "pixel accuracy, by image",
+    "jaccard_with_background_per_image": "Jaccard with the background, by image",
+    "pixel_recall_per_patient": "pixel recall, by patient",
+    "pixel_precision_per_patient": "pixel precision, by patient",
+    "dice_nuclei_per_patient": "Dice, nuclei, by patient",
+    "pixel_accuracy_per_patient": "pixel accuracy, by patient",
+    "pixel_iou_per_patient": "pixel IoU, by patient",
+    "jaccard_with_background_per_patient": "Jaccard with the background, by patient",
+    "aggregated_jaccard_per_patient": "aggregated Jaccard, by patient",
 }
+Metric = Literal[*METRIC_NAMES]
 
 
 # --- what a paper published ---------------------------------------------------------------------
@@ -125,7 +138,7 @@ class PublishedScore:
     table: Text
     row: Text
     variant: Text
-    metric: Literal[*METRICS]
+    metric: Metric
     value: Measure
     note: str = ""
     obstacle: str = ""
@@ -151,6 +164,7 @@ class PublishedTable:
     variants: tuple[Text, ...]
     values: dict[Text, tuple[Measure, ...]]
     of: str = ""
+    images: Count = 0
     part: Part = field(default_factory=dict)
     part_images: Count = 0
     subset: str = ""
@@ -184,6 +198,7 @@ class PublishedTable:
                     value=value,
                     note=self.note,
                     obstacle=self.obstacle,
+                    images=self.images,
                     part=self.part,
                     part_images=self.part_images,
                     subset=self.subset,
@@ -195,9 +210,10 @@ class PublishedTable:
 class Subset:
     """A part of the paper's data that stands on disk by itself, with methods that saw no more.
 
-    Records of it bear its name behind the variant's, such as "u-net-scaled-neuroblastoma", and
-    speak for the numbers that name the subset while none of the whole does. `data`, `split` and
-    `images` are what they are measured on; `caution` goes with every verdict that rests on them.
+    Or one of several data sets that the paper tests on. Records of it bear its name behind the
+    variant's, such as "u-net-scaled-neuroblastoma", and speak for the numbers that name the subset
+    while none of the whole does. `data`, `split` and `images` are what they are measured on;
+    `caution` goes with every verdict that rests on them.
     """
 
     __pydantic_config__ = STRICT
@@ -256,9 +272,9 @@ class Claim:
     text: Text
     better: Text
     worse: Text
-    metric: Literal[*METRICS]
+    metric: Metric
     published_effect: float
-    against: Literal["", *METRICS] = ""
+    against: Literal["", *METRIC_NAMES] = ""
     floor: str = ""
     note: str = ""
     headline: bool = False
@@ -297,7 +313,7 @@ class Goal:
 
     variant: Text
     preset: Literal[*PRESETS]
-    measure: Literal[*METRICS, "seconds_per_image"]
+    measure: Literal[*METRIC_NAMES, "seconds_per_image"]
     value: Annotated[float, Field(gt=0)]
     cores: Count = 0
 
@@ -326,7 +342,7 @@ class Published:
     images: Count
     scores: tuple[PublishedScore, ...] = ()
     tables: tuple[PublishedTable, ...] = ()
-    columns: dict[Text, Literal[*METRICS]] = field(default_factory=dict)
+    columns: dict[Text, Metric] = field(default_factory=dict)
     names: dict[Text, Text] = field(default_factory=dict)
     subsets: tuple[Subset, ...] = ()
     stand_in: StandIn | None = None
@@ -596,9 +612,9 @@ def estimate(records: Sequence[Record], metric: str, by: str = "field") -> Estim
 
     Args:
         records: One per seed, all of the same images.
-        metric: One of `nuctut.records.METRICS`.
+        metric: One of `METRIC_NAMES`.
         by: The tag of an image that says with which others it is drawn; one without it is drawn
-            by itself.
+            with all of its patient, and one that does not say whose it is by itself.
 
     Returns:
         The estimate; without an interval where all images are of one field.
@@ -628,12 +644,20 @@ def _drawn_scores(
 
 
 def _units(record: Record, by: str) -> dict[str, str]:
-    """What every image is drawn with, by its key: its field of view, or the image by itself."""
-    return {row["key"]: row.get("tags", {}).get(by, row["key"]) for row in record.images}
+    """What every image is drawn with, by its key: its field of view, its patient, or itself."""
+    tags = {row["key"]: row.get("tags", {}) for row in record.images}
+    return {key: of.get(by) or of.get(PATIENT) or key for key, of in tags.items()}
 
 
 def _by_seed(records: Sequence[Record], metric: str) -> tuple[float, ...]:
-    return tuple(record.scores[metric] for record in records)
+    return tuple(_score(record, metric) for record in records)
+
+
+def _score(record: Record, metric: str) -> float:
+    """A score that the record keeps, or one that follows from its images."""
+    if metric in record.scores:
+        return record.scores[metric]
+    return pooled(record.images, metric)
 
 
 def _mean_score(records: Sequence[Record], metric: str) -> float:
@@ -813,10 +837,7 @@ def _judged(
     except LookupError as error:
         return nothing | _no_verdict("not comparable", reason or str(error))
     everything = [record for side in sides for record in side]
-    seed_by_seed = [
-        _effect(claim, lambda record, metric: record.scores[metric], of_seed)
-        for of_seed in zip(*sides, strict=True)
-    ]
+    seed_by_seed = [_effect(claim, _score, of_seed) for of_seed in zip(*sides, strict=True)]
     found = Estimate(
         _effect(claim, _mean_score, sides),
         _effect(claim, _drawn_scores(everything, by), sides),
@@ -863,7 +884,9 @@ def _cores(record: Record) -> int:
 def _reached(goal: Goal, chosen: Sequence[Record]) -> dict[str, Any]:
     """What every seed came to, and whether that is what was asked for."""
     values = {
-        record.seed: (record.budget if goal.cores else record.scores).get(goal.measure, math.nan)
+        record.seed: record.budget.get(goal.measure, math.nan)
+        if goal.cores
+        else _score(record, goal.measure)
         for record in chosen
     }
     if not values:
