@@ -403,7 +403,8 @@ def test_weights_are_red_on_what_nobody_outlined():
     shown = picture(figures.background_weights(weights, outlined, truth, source=SOURCE))
     for place, colour in (((2, 2), figures.SKY), ((7, 7), figures.VERMILLION), ((0, 0), "white")):
         strength = 1 if place == (2, 2) else 0.5
-        np.testing.assert_allclose(shown[place], strength * np.array(to_rgb(colour)), atol=0.01)
+        expected = 255 * strength * np.array(to_rgb(colour))
+        np.testing.assert_allclose(shown[place], expected, atol=1.01)
 
 
 def test_the_overlay_draws_agreement_white_and_each_side_in_its_colour():

@@ -537,8 +537,10 @@ def test_one_cycle_and_constant_rates(tmp_path):
 
 @pytest.mark.parametrize(
     ("step", "rate"),
-    [(0, 1e-3), (999, 1e-3), (1000, 9.5e-4), (2500, 1e-3 * 0.95**2), (89_999, 1e-3 * 0.95**89)]
-    + [(90_000, 1e-5), (10**6, 1e-5)],
+    [
+        *((0, 1e-3), (999, 1e-3), (1000, 9.5e-4), (2500, 1e-3 * 0.95**2)),
+        *((89_999, 1e-3 * 0.95**89), (90_000, 1e-5), (10**6, 1e-5)),
+    ],
 )
 def test_a_stepwise_rate_falls_every_thousand_updates_to_a_floor(step, rate):
     settings = dataclasses.replace(SETTINGS, schedule="stepwise", learning_rate=1e-3)
