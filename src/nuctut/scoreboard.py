@@ -24,7 +24,7 @@ with `rival` says that the one gains more on the other than the one of a second 
 Where a paper names a stand-in, claims may be tried on that while there is no record of the paper's
 own data; the verdict then says so. Published numbers never stand beside a stand-in's.
 
-Intervals are those of `uncertainty`: fields of view are drawn anew, and the pooled score is
+Intervals are those of `uncertainty`: fields of view, or patients, are drawn anew, and the score is
 computed again from the drawn images' counts; the scatter of the seeds is added. With fewer than
 `ENOUGH_SEEDS` of a trained network a verdict is provisional, and says so. Whatever is compared is
 paired by the images' keys, so the order of rows in a file changes nothing.
