@@ -435,7 +435,8 @@ def share_curves(measured: Iterable[Record], tested_on: str) -> pd.DataFrame:
             line = {"variant": condition, OUTLINED: int(share), "seed": one.seed, "run": one.name}
             line |= dict(zip(("low", "high"), score.interval(), strict=True))
             lines.append(line | {"score": score.value})
-    return pd.DataFrame(lines)
+    columns = ["variant", OUTLINED, "seed", "run", "low", "high", "score"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 # --- how fast it is -------------------------------------------------------------------------------
