@@ -1150,6 +1150,10 @@ def test_the_goals_of_the_book():
         ("u-net-scaled-neuroblastoma", "precision"): 0.85,
         ("mask-rcnn-scaled-neuroblastoma", "recall"): 0.81,
         ("mask-rcnn-scaled-neuroblastoma", "precision"): 0.85,
+        ("full-labels-tnbc", "pixel_iou_per_image"): 0.58,
+        ("full-labels-kumar", "pixel_iou_per_image"): 0.58,
+        ("balanced-tnbc", "pixel_iou_per_image"): 0.5,
+        ("balanced-kumar", "pixel_iou_per_image"): 0.53,
     }
 
 
@@ -1216,9 +1220,25 @@ def test_the_headlines_are_three_to_a_paper_at_most_and_name_it():
         scoreboard.judge_claims(scoreboard.published(name), []) for name in scoreboard.papers()
     ]
     page = scoreboard.show_findings(pd.concat(judgements, ignore_index=True))
-    assert [judged["headline"].sum() for judged in judgements] == [2, 1, 3]
+    assert [judged["headline"].sum() for judged in judgements] == [2, 1, 3, 3]
     assert "Wang &amp; Song" in page and "Matuszewski &amp; Ranefall" in page
-    assert page.count("<li>") == page.count("<b>Not yet run:</b> ") == 6
+    assert page.count("<li>") == page.count("<b>Not yet run:</b> ") == 9
+
+
+def test_images_of_one_patient_are_drawn_together():
+    made = spread(2, BEST)
+    for row, patient in zip(made.images, "aab" * len(made.images), strict=False):
+        row["tags"] = {"patient": patient}
+    units = scoreboard._units(made, "field")
+    assert set(units.values()) == {"a", "b"}
+    made.images[0]["tags"] = {"patient": "a", "field": "f"}
+    assert scoreboard._units(made, "field")[made.images[0]["key"]] == "f"
+
+
+def test_a_score_that_no_record_keeps_follows_from_its_images():
+    made = spread(2, BEST)
+    found = scoreboard.estimate([made], "pixel_recall_per_image")
+    assert found.value == records.pooled(made.images, "pixel_recall_per_image")
 
 
 def test_a_tally_counts_what_is_there():
@@ -1298,7 +1318,7 @@ def test_claims_of_two_papers_share_a_table_that_names_them():
 
 
 def test_two_tables_of_a_page_do_not_share_their_tints():
-    free, four, _ = map(scoreboard.published, scoreboard.papers())
+    free, four, *_ = map(scoreboard.published, scoreboard.papers())
     pages = [scoreboard.show_claims(scoreboard.judge_claims(one, [])) for one in (free, four)]
     pages += [scoreboard.show_scores(scoreboard.compare_scores(one, [])) for one in (free, four)]
     pages += [scoreboard.show_claims(scoreboard.judge_claims(free, []))]  # shown once more
