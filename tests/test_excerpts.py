@@ -14,7 +14,7 @@ from nuctut.paths import excerpts_root
 
 # licences under which images may lie in the repository
 FREE = ("CC0 1.0", "Apache-2.0", "CC BY 4.0")
-SET_LIMIT, ALL_LIMIT, FILE_LIMIT = 3_000_000, 15_000_000, 2**20  # bytes
+SET_LIMIT, ALL_LIMIT, FILE_LIMIT = 3_000_000, 12_000_000, 2**20  # bytes
 FOLDERS = sorted(path for path in excerpts_root().iterdir())
 NAMES = [folder.name for folder in FOLDERS]
 SPLITS = [

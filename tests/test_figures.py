@@ -230,6 +230,9 @@ EVERY_FIGURE = {
     "data_comparison": lambda: figures.data_comparison(SAMPLES, SAMPLES, source=SOURCE),
     "published": lambda: figures.published_against_measured(CELLS, source=SOURCE),
     "rank_chart": lambda: figures.rank_chart(SCORES, source=SOURCE),
+    "background_weights": lambda: figures.background_weights(
+        {"a": np.ones((12, 12))}, PAIR == 1, PAIR > 0, source=SOURCE
+    ),
 }
 
 
@@ -392,6 +395,16 @@ def test_an_odd_number_of_cases_leaves_places_empty():
     fig = figures.cases({"a": (block((1, 5, 1, 5)), block())}, source=SOURCE, columns=2)
     assert [ax.axison for ax in np.ravel(fig.axes)] == [True, False]
     assert fig.axes[0].get_xlabel() == "1 FN"
+
+
+def test_weights_are_red_on_what_nobody_outlined():
+    outlined, truth = block((1, 4, 1, 4)) > 0, block((1, 4, 1, 4), (6, 9, 6, 9)) > 0
+    weights = {"half": np.full((12, 12), 0.5)}
+    shown = picture(figures.background_weights(weights, outlined, truth, source=SOURCE))
+    for place, colour in (((2, 2), figures.SKY), ((7, 7), figures.VERMILLION), ((0, 0), "white")):
+        strength = 1 if place == (2, 2) else 0.5
+        expected = 255 * strength * np.array(to_rgb(colour))
+        np.testing.assert_allclose(shown[place], expected, atol=1.01)
 
 
 def test_the_overlay_draws_agreement_white_and_each_side_in_its_colour():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from processes import NUCTUT, is_alive, wait_for
 
 from nuctut import paths, training
-from nuctut.experiments import four_architectures, many_tissues, through_blur
+from nuctut.experiments import four_architectures, many_tissues, partial_labels, through_blur
 from nuctut.files import MARKER
 from nuctut.running import notebooks
 
@@ -208,7 +208,10 @@ def test_what_the_books_chapters_take_is_known():
     networks = {**four_architectures.NETWORKS, **many_tissues.NETWORKS}
     networks |= through_blur.NETWORKS
     assert notebooks.SOME_OF["networks"] == tuple(networks)
-    assert notebooks.SOME_OF["conditions"] == many_tissues.CONDITIONS
+    conditions = many_tissues.CONDITIONS + partial_labels.CONDITIONS
+    assert notebooks.SOME_OF["conditions"] == conditions
+    assert notebooks.SOME_OF["shares"] == partial_labels.SHARES
+    assert set(partial_labels.NAMED) < set(notebooks.ONE_OF["on"])
     assert notebooks.ONE_OF["device"] == tuple(training.DEVICES)
     known = notebooks.ONE_OF | notebooks.SOME_OF
     for path in notebooks.chapters().values():

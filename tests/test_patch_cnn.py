@@ -84,6 +84,13 @@ def test_each_pixel_is_the_middle_of_its_patch(network):
             torch.testing.assert_close(found[0, :, y, x], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_it_gives_itself_for_whole_images():
+    network = PatchCNN()
+    whole = network.dense()
+    assert isinstance(whole, EveryPixel) and whole.network is network and not whole.one_by_one
+    assert PatchCNN(padded=True).dense().one_by_one
+
+
 def test_in_tiles_it_leaves_no_trace():
     torch.manual_seed(0)
     model = EveryPixel(PatchCNN()).eval()

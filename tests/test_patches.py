@@ -176,6 +176,20 @@ def test_a_batch_without_augmentation_holds_the_windows(classes):
     np.testing.assert_allclose(seen, data.images[0][window], atol=1e-4)
 
 
+def test_another_map_may_say_which_windows_are_kept(classes):
+    image, how = np.zeros((*classes.shape, 3), np.uint8), {"size": 48, "stride": 24, "reach": 3}
+    upside_down = classes[::-1].copy()
+    made = PartialPatches([image], [classes], ["a"], **how, kept=[upside_down])
+    windows = kept_windows(upside_down, 48, 24, 3)
+    assert made.windows == [(0, y, x) for y, x in windows] and windows != kept_windows(
+        classes, 48, 24, 3
+    )
+    y, x = windows[-1]
+    np.testing.assert_array_equal(
+        made[len(windows) - 1, 0]["classes"], classes[y : y + 48, x : x + 48]
+    )
+
+
 def test_a_batch_depends_on_the_seed_and_the_draw_alone(classes):
     how = Augmentation(bend=3, knots=16, stain_gain=0.2, stain_shift=0.02)
 

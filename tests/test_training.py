@@ -535,6 +535,35 @@ def test_one_cycle_and_constant_rates(tmp_path):
     assert (constant == 0.02).all()
 
 
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        *((0, 1e-3), (999, 1e-3), (1000, 9.5e-4), (2500, 1e-3 * 0.95**2)),
+        *((89_999, 1e-3 * 0.95**89), (90_000, 1e-5), (10**6, 1e-5)),
+    ],
+)
+def test_a_stepwise_rate_falls_every_thousand_updates_to_a_floor(step, rate):
+    settings = dataclasses.replace(SETTINGS, schedule="stepwise", learning_rate=1e-3)
+    fitting = training._Fitting(nn.Conv2d(1, 1, 1), None, settings)
+    assert 1e-3 * fitting._rate(step) == pytest.approx(rate)
+
+
+def test_a_stepwise_rate_below_its_floor_stays():
+    settings = dataclasses.replace(SETTINGS, schedule="stepwise", learning_rate=1e-6)
+    assert training._Fitting(nn.Conv2d(1, 1, 1), None, settings)._rate(5000) == 1
+
+
+def test_a_network_may_name_its_optimiser():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 1))
+    made = training._Fitting(model, None, SETTINGS).configure_optimizers()["optimizer"]
+    assert type(made) is torch.optim.Adam
+    model.optimiser = torch.optim.Adagrad
+    made = training._Fitting(model, None, SETTINGS).configure_optimizers()["optimizer"]
+    assert type(made) is torch.optim.Adagrad
+    decays = [group["weight_decay"] for group in made.param_groups]
+    assert decays == [2 * SETTINGS.l2, 0]
+
+
 class Indifferent(nn.Module):
     """A loss that wants nothing, so that only the penalty moves the weights."""
 
@@ -613,7 +642,7 @@ def test_images_without_nuclei_can_be_learnt_from(tmp_path):
     [
         ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16, not 'fp16'"),
         ({"device": "tpu"}, "device must be one of auto, cpu, gpu, not 'tpu'"),
-        ({"schedule": "cosine"}, "schedule must be one of constant, one-cycle"),
+        ({"schedule": "cosine"}, "schedule must be one of constant, one-cycle, stepwise"),
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"updates": 0}, "updates must be at least 1"),

@@ -283,6 +283,38 @@ def class_maps(
 
 
 @plt.rc_context(STYLE)
+def background_weights(
+    weights: Mapping[str, np.ndarray],
+    outlined: np.ndarray,
+    truth: np.ndarray,
+    *,
+    source: str,
+    title: str = "",
+) -> Figure:
+    """What counts as background of a partly outlined image, and where that is wrong.
+
+    Outlined nuclei are blue. All else is the lighter, the more it weighs as background: grey where
+    it is background, and red on nuclei that nobody outlined.
+
+    Args:
+        weights: (H, W) from 0 to 1 of each way to weigh, by name.
+        outlined, truth: (H, W) bool, the nuclei that somebody outlined, and all nuclei.
+        source: what data these are, real or simulated.
+    """
+    pictures = []
+    for of in weights.values():
+        tint = np.where((truth & ~outlined)[..., None], to_rgb(VERMILLION), to_rgb("white"))
+        picture = tint * of[..., None]
+        picture[outlined] = to_rgb(SKY)
+        pictures.append((255 * picture).astype(np.uint8))
+    fig = _grid(pictures, list(weights), columns=3, legend=0.4)
+    colours = {"outlined": SKY, "background": "white", "nucleus called background": VERMILLION}
+    handles = [Patch(fc=colour, ec=GREY, label=name) for name, colour in colours.items()]
+    fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    return _finish(fig, title, source)
+
+
+@plt.rc_context(STYLE)
 def overlay(
     image: np.ndarray,
     labels: np.ndarray,

@@ -71,6 +71,7 @@ class PartialPatches(Dataset):
         classes: (H, W) uint8 maps of `background.taught`.
         keys: Names, for error messages.
         size, stride, reach: Of `kept_windows`.
+        kept: Maps that it decides by, in place of `classes`.
         augmentation: How batches vary; None for validation, which does not.
         seed: Of the augmentation, together with the number of the draw.
 
@@ -87,6 +88,7 @@ class PartialPatches(Dataset):
         size: int = 256,
         stride: int = 128,
         reach: float = REACH,
+        kept: Sequence[np.ndarray] | None = None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
@@ -96,7 +98,7 @@ class PartialPatches(Dataset):
         self.augmentation, self.seed = augmentation, seed
         self.windows = [
             (which, y, x)
-            for which, one in enumerate(self.classes)
+            for which, one in enumerate(_at_least(one, size) for one in kept or classes)
             for y, x in kept_windows(one, size, stride, reach)
         ]
         if not self.windows:

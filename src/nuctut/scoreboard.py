@@ -24,7 +24,7 @@ with `rival` says that the one gains more on the other than the one of a second 
 Where a paper names a stand-in, claims may be tried on that while there is no record of the paper's
 own data; the verdict then says so. Published numbers never stand beside a stand-in's.
 
-Intervals are those of `uncertainty`: fields of view are drawn anew, and the pooled score is
+Intervals are those of `uncertainty`: fields of view, or patients, are drawn anew, and the score is
 computed again from the drawn images' counts; the scatter of the seeds is added. With fewer than
 `ENOUGH_SEEDS` of a trained network a verdict is provisional, and says so. Whatever is compared is
 paired by the images' keys, so the order of rows in a file changes nothing.
@@ -60,7 +60,7 @@ from nuctut.paths import project_root, results_root, runs_root
 from nuctut.records import (
     DERIVED,
     ERRORS,
-    METRICS,
+    PATIENT,
     PRESETS,
     STAND_IN,
     UNBOUNDED,
@@ -99,10 +99,22 @@ METRIC_NAMES = {
     "os_rate": "share of nuclei split",
     "dice_found": "Dice of the nuclei found",
     "aggregated_jaccard_kromp": "aggregated Jaccard, Kromp's",
-    "nhm": "harmonic mean of F1, sharp and blurred",
+    "pixel_recall_per_image": "pixel recall, by image",
+    "pixel_precision_per_image": "pixel precision, by image",
+    "dice_nuclei_per_image": "Dice, nuclei, by image",
+    "pixel_accuracy_per_image": "pixel accuracy, by image",
+    "jaccard_with_background_per_image": "Jaccard with the background, by image",
+    "pixel_recall_per_patient": "pixel recall, by patient",
+    "pixel_precision_per_patient": "pixel precision, by patient",
+    "dice_nuclei_per_patient": "Dice, nuclei, by patient",
+    "pixel_accuracy_per_patient": "pixel accuracy, by patient",
+    "pixel_iou_per_patient": "pixel IoU, by patient",
+    "jaccard_with_background_per_patient": "Jaccard with the background, by patient",
+    "aggregated_jaccard_per_patient": "aggregated Jaccard, by patient",
     "f1_25": "F1 at IoU 0.25",
+    "nhm": "harmonic mean of F1, sharp and blurred",
 }
-KNOWN = (*METRICS, *DERIVED)
+Metric = Literal[*METRIC_NAMES]
 
 
 # --- what a paper published ---------------------------------------------------------------------
@@ -129,7 +141,7 @@ class PublishedScore:
     table: Text
     row: Text
     variant: Text
-    metric: Literal[*KNOWN]
+    metric: Metric
     value: Measure
     note: str = ""
     obstacle: str = ""
@@ -155,6 +167,7 @@ class PublishedTable:
     variants: tuple[Text, ...]
     values: dict[Text, tuple[Measure, ...]]
     of: str = ""
+    images: Count = 0
     part: Part = field(default_factory=dict)
     part_images: Count = 0
     subset: str = ""
@@ -188,6 +201,7 @@ class PublishedTable:
                     value=value,
                     note=self.note,
                     obstacle=self.obstacle,
+                    images=self.images,
                     part=self.part,
                     part_images=self.part_images,
                     subset=self.subset,
@@ -199,9 +213,10 @@ class PublishedTable:
 class Subset:
     """A part of the paper's data that stands on disk by itself, with methods that saw no more.
 
-    Records of it bear its name behind the variant's, such as "u-net-scaled-neuroblastoma", and
-    speak for the numbers that name the subset while none of the whole does. `data`, `split` and
-    `images` are what they are measured on; `caution` goes with every verdict that rests on them.
+    Or one of several data sets that the paper tests on. Records of it bear its name behind the
+    variant's, such as "u-net-scaled-neuroblastoma", and speak for the numbers that name the subset
+    while none of the whole does. `data`, `split` and `images` are what they are measured on;
+    `caution` goes with every verdict that rests on them.
     """
 
     __pydantic_config__ = STRICT
@@ -260,9 +275,9 @@ class Claim:
     text: Text
     better: Text
     worse: Text
-    metric: Literal[*KNOWN]
+    metric: Metric
     published_effect: float
-    against: Literal["", *KNOWN] = ""
+    against: Literal["", *METRIC_NAMES] = ""
     floor: str = ""
     note: str = ""
     headline: bool = False
@@ -302,7 +317,7 @@ class Goal:
 
     variant: Text
     preset: Literal[*PRESETS]
-    measure: Literal[*KNOWN, "seconds_per_image"]
+    measure: Literal[*METRIC_NAMES, "seconds_per_image"]
     value: Annotated[float, Field(gt=0)]
     cores: Count = 0
     part: Part = field(default_factory=dict)
@@ -333,7 +348,7 @@ class Published:
     images: Count
     scores: tuple[PublishedScore, ...] = ()
     tables: tuple[PublishedTable, ...] = ()
-    columns: dict[Text, Literal[*KNOWN]] = field(default_factory=dict)
+    columns: dict[Text, Metric] = field(default_factory=dict)
     names: dict[Text, Text] = field(default_factory=dict)
     subsets: tuple[Subset, ...] = ()
     stand_in: StandIn | None = None
@@ -605,9 +620,9 @@ def estimate(records: Sequence[Record], metric: str, by: str = "field") -> Estim
 
     Args:
         records: One per seed, all of the same images.
-        metric: One of `KNOWN`.
+        metric: One of `METRIC_NAMES`.
         by: The tag of an image that says with which others it is drawn; one without it is drawn
-            by itself.
+            with all of its patient, and one that does not say whose it is by itself.
 
     Returns:
         The estimate; without an interval where all images are of one field.
@@ -637,8 +652,9 @@ def _drawn_scores(
 
 
 def _units(record: Record, by: str) -> dict[str, str]:
-    """What every image is drawn with, by its key: its field of view, or the image by itself."""
-    return {row["key"]: row.get("tags", {}).get(by, row["key"]) for row in record.images}
+    """What every image is drawn with, by its key: its field of view, its patient, or itself."""
+    tags = {row["key"]: row.get("tags", {}) for row in record.images}
+    return {key: of.get(by) or of.get(PATIENT) or key for key, of in tags.items()}
 
 
 def _by_seed(records: Sequence[Record], metric: str) -> tuple[float, ...]:
@@ -646,8 +662,10 @@ def _by_seed(records: Sequence[Record], metric: str) -> tuple[float, ...]:
 
 
 def _score(record: Record, metric: str) -> float:
-    """A pooled score of a record, stored or derived."""
-    return record.scores[metric] if metric in METRICS else pooled(record.images, metric)
+    """A score that the record keeps, or one that follows from its images."""
+    if metric in record.scores:
+        return record.scores[metric]
+    return pooled(record.images, metric)
 
 
 def _mean_score(records: Sequence[Record], metric: str) -> float:

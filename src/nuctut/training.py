@@ -40,6 +40,7 @@ from nuctut.machine import (
 from nuctut.targets import corner_tiles, dihedral, standardise
 
 GAMMA_STEP = 3  # pixels
+STEP, DECAY, LEAST_RATE = 1000, 0.95, 1e-5  # of the stepwise schedule: updates, factor, floor
 NO_CODE = "0" * 16  # the digest of code that nobody named
 ARITHMETIC = {"fp32": "32-true", "bf16": "bf16-mixed"}
 DEVICES = {"auto": "auto", "cpu": "cpu", "gpu": "gpu"}
@@ -58,8 +59,9 @@ class FitSettings:
         updates: Updates per epoch; None means that every item is used once.
         batch_size: Items per update and device.
         learning_rate: Of Adam; its peak where the schedule is "one-cycle".
-        schedule: "constant", or "one-cycle" (linear warm-up over a tenth of the updates, then a
-            cosine down to zero).
+        schedule: "constant", "one-cycle" (linear warm-up over a tenth of the updates, then a
+            cosine down to zero), or "stepwise" (0.95 times as much after every 1,000 updates, but
+            no less than 1e-5; Mercadier et al., section 3.1).
         l2: λ of the penalty λ Σ w² on the kernels of all convolutions but the last.
         precision: Of `machine.precision_on`; bf16 is autocast, weights stay fp32.
         device: "auto" (a GPU where there is one), "cpu" or "gpu".
@@ -84,7 +86,7 @@ class FitSettings:
         for name, known in (
             ("precision", PRECISIONS),
             ("device", DEVICES),
-            ("schedule", ("constant", "one-cycle")),
+            ("schedule", ("constant", "one-cycle", "stepwise")),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -298,6 +300,8 @@ def fit(
 
     Args:
         model: Network with (B, channels, H, W) → (B, C, H, W) logits; left with its best weights.
+            One that is not to be fitted by Adam names another class of `torch.optim` as its
+            `optimiser`.
         loss: Called with logits and (B, H, W) uint8 classes. None where the network has a loss of
             its own: then `model.loss(batch)` is called, also for validation.
         train, validation: `CornerTiles` or `RandomCrops`, or what such a network needs; a
@@ -394,7 +398,8 @@ class _Fitting(L.LightningModule):
         chosen = {id(w) for w in kernels}
         others = [p for p in self.model.parameters() if id(p) not in chosen]
         # Adam adds `weight_decay` × w to the gradient, and λ Σ w² has the gradient 2 λ w.
-        optimiser = torch.optim.Adam(
+        kind = getattr(self.model, "optimiser", torch.optim.Adam)
+        optimiser = kind(
             [
                 {"params": kernels, "weight_decay": 2 * self.settings.l2},
                 {"params": others, "weight_decay": 0.0},
@@ -411,6 +416,9 @@ class _Fitting(L.LightningModule):
     def _rate(self, step: int) -> float:
         if self.settings.schedule == "constant":
             return 1.0
+        if self.settings.schedule == "stepwise":
+            floor = LEAST_RATE / max(self.settings.learning_rate, LEAST_RATE)
+            return max(DECAY ** (step // STEP), floor)
         warm_up = max(1, self.total_updates // 10)
         if step < warm_up:
             return (step + 1) / warm_up

@@ -30,7 +30,13 @@ from nuctut.samples import Sample, SampleSet
 ClassMap = Callable[[Sample], np.ndarray]
 
 # The modules beside this one, each named as the notebook of its chapter, without the number.
-NAMES = ("labels_for_free", "four_architectures", "many_tissues", "through_blur")
+NAMES = (
+    "labels_for_free",
+    "four_architectures",
+    "many_tissues",
+    "partial_labels",
+    "through_blur",
+)
 ACCEPT = "NUCTUT_ACCEPT_OLD_FIT"
 CODE_DIGITS = 6  # at the end of a fit's key
 

@@ -45,7 +45,7 @@ class Settings:
     updates: Positive | None
     batch_size: Positive
     learning_rate: Measure
-    schedule: Literal["constant", "one-cycle"]
+    schedule: Literal["constant", "one-cycle", "stepwise"]
     l2: Measure
     precision: Literal["auto", "fp32", "bf16"]
     patience: Positive | None

@@ -31,6 +31,8 @@ class PatchCNN(nn.Module):
         patch; padded, H = W = 32.
     """
 
+    optimiser = torch.optim.Adagrad  # as its authors fit it
+
     def __init__(self, padded: bool = False) -> None:
         super().__init__()
         self.padded = padded
@@ -64,6 +66,10 @@ class PatchCNN(nn.Module):
         features = _means_apart(_dilated(features, second, 2).relu_(), 2)
         features = _dilated(features, third, 4).relu_()
         return self.head(self.hidden(features))
+
+    def dense(self) -> EveryPixel:
+        """The same network for whole images."""
+        return EveryPixel(self)
 
     def _of_patches(self, patches: Tensor) -> Tensor:
         """(B, 2, 1, 1) logits of (B, 3, 32, 32) patches."""

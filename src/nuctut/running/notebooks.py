@@ -41,7 +41,8 @@ ONE_OF = {
     "data": datasets.SOURCES,
     "device": ("auto", "cpu", "gpu"),
     "configuration": classical.CONFIGURATIONS,
-    "on": ("bitdepth_nucseg", "sbsst265_neuroblastoma"),
+    # of all chapters; which of them a chapter has, it says itself
+    "on": ("bitdepth_nucseg", "sbsst265_neuroblastoma", "tnbc", "monuseg"),
 }
 SOME_OF = {  # with commas between them
     "teachers": ("ground-truth", "shape-intensity", "consensus"),
@@ -52,9 +53,15 @@ SOME_OF = {  # with commas between them
         *("u-net-aug-wide", "bns-4-without-deblurring", "bns-4-blurred-labels"),
         *("u-net-gaussian", "u-net-poisson"),
     ),
-    "conditions": ("unscaled", "scaled", "silver", "artificial"),
+    "conditions": (
+        *("unscaled", "scaled", "silver", "artificial"),
+        *("naive", "distance", "proposed", "balanced", "full-labels", "no-normalisation"),
+        *("stain-jitter", "patch-cnn"),
+    ),
+    "shares": ("2", "5", "10", "25", "50", "100"),
 }
-AT_LEAST_0 = ("seed", "images", "epochs", "learning_rate")
+AT_LEAST_0 = ("seed", "images", "epochs", "learning_rate", "alpha", "beta", "strength", "radius")
+AT_LEAST_0 += ("foreground",)
 NOT_STARTED = "Kernel died before replying to kernel_info"  # of jupyter_client: no cell has run
 LARGEST = 2**32 - 1  # seed that Lightning takes; nobody counts further
 
