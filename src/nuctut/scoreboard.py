@@ -58,7 +58,6 @@ from pydantic import AfterValidator, Field
 from nuctut.files import STRICT, Count, Malformed, Measure, Text, parse_json, read_text
 from nuctut.paths import project_root, results_root, runs_root
 from nuctut.records import (
-    DERIVED,
     ERRORS,
     PATIENT,
     PRESETS,
