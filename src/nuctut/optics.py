@@ -67,7 +67,7 @@ class Camera:
     """How light becomes counts: counts = offset + gain × photo-electrons.
 
     The defaults are what `fit_camera` finds in real images of BBBC006, plane 0: in twelve of them
-    a gain of 0.32 to 0.33 and an offset of 91 to 97. One count for each electron, as Yang et al.
+    a gain of 0.32 to 0.33 and an offset of 91 to 98. One count for each electron, as Yang et al.
     have it, would be three times the variance.
 
     Attributes:
