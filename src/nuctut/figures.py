@@ -735,7 +735,7 @@ def loss_curves(
         Line2D([], [], color=GREY, lw=0.8, label="training"),
         Line2D([], [], color=GREY, lw=1.8, marker="o", ms=3, label="validation"),
     ]
-    loss.legend(handles=handles)
+    loss.legend(handles=handles, ncols=1 + (len(handles) > 4))
     loss.set_ylabel("loss")
     if with_rate:
         axes.flat[1].set_ylabel("learning rate")
