@@ -12,9 +12,10 @@ from test_cli import nuctut  # noqa: F401
 from test_labels_for_free import SETTINGS, runs, sets, train  # noqa: F401
 
 import nuctut as package
-from nuctut import experiments, fits, records
-from nuctut.experiments import shipping
+from nuctut import experiments, fits, records, translation
+from nuctut.experiments import many_tissues, shipping
 from nuctut.files import Malformed
+from nuctut.models.pix2pix import Generator
 from nuctut.samples import SampleSet
 
 CHAPTER = "01_labels_for_free"
@@ -131,13 +132,21 @@ def test_a_damaged_network_is_refused(measured):
 def test_the_networks_of_the_book_are_those_of_its_records():
     """Those in this checkout: each loads, is small enough, and has the checksum of evidence."""
     root = Path(__file__).resolve().parents[1] / "results" / "networks"
-    by_chapter: dict[str, int] = {}
-    for path in sorted(root.glob("*/*/done.json")):
+    for path in sorted(root.glob("*/*/network.json")):
         folder = path.parent
         assert experiments.record_of(folder).variant == folder.name
         trained = experiments.load(folder, device="cpu")
         assert all(torch.isfinite(weight).all() for weight in trained.model.parameters())
-        size = (folder / fits.WEIGHTS).stat().st_size
-        assert size <= shipping.LARGEST
-        by_chapter[folder.parent.name] = by_chapter.get(folder.parent.name, 0) + size
-    assert all(size <= 20e6 for size in by_chapter.values())
+    for chapter in root.iterdir():
+        sizes = [path.stat().st_size for path in chapter.glob("*/*.safetensors")]
+        assert max(sizes) <= shipping.LARGEST and sum(sizes) <= 20e6
+
+
+def test_the_translators_of_the_book_are_what_its_chapter_takes_up():
+    """Those in this checkout: under the settings of the preset `lite`, and with a card."""
+    root = Path(__file__).resolve().parents[1] / "results" / "networks" / many_tissues.CHAPTER
+    lite = many_tissues.Invention(images=3, width=16, depth=7, epochs=4, updates=100)
+    for folder in root.glob(f"{many_tissues.PIX2PIX}-*"):
+        generator = Generator(lite.width, lite.depth)
+        fit = translation.load(generator, folder)
+        assert fit.updates == lite.epochs * lite.updates and (folder / shipping.CARD).is_file()
