@@ -1262,7 +1262,19 @@ def test_the_headlines_are_three_to_a_paper_at_most_and_name_it():
     page = scoreboard.show_findings(pd.concat(judgements, ignore_index=True))
     assert [judged["headline"].sum() for judged in judgements] == [2, 1, 3, 3, 3]
     assert "Wang &amp; Song" in page and "Matuszewski &amp; Ranefall" in page
-    assert page.count("<li>") == page.count("<b>Not yet run:</b> ") == 12
+    assert page.count("<li>") == page.count("Not measured yet: ") == 1  # there are no records
+
+
+def test_a_headline_without_evidence_is_no_finding():
+    table = pd.DataFrame(
+        {"text": [*"abc"], "paper": ["X & Y", "X & Y", "Z"], "headline": [True, False, True]}
+        | {"verdict": ["holds", "fails", "not comparable"], "preset": ["lite", "lite", "smoke"]}
+        | {"metric": "f1_50", "measured_effect": 0.1, "published_effect": 0.2}
+        | {"against": "", "low": 0.05, "high": 0.15, "stand_in": "", "repeats": "", "caution": ""}
+    )
+    page = scoreboard.show_findings(table)
+    assert page.count("<li>") == 2 and "<b>Holds:</b> a" in page and "smoke" not in page
+    assert "Not measured yet: the main claims of Z." in page
 
 
 def test_images_of_one_patient_are_drawn_together():

@@ -1254,12 +1254,19 @@ def show_times(table: pd.DataFrame) -> Styler:
 
 
 def show_findings(table: pd.DataFrame) -> str:
-    """The headlines among the claims as a list in HTML, one sentence each."""
+    """The headlines among the claims as a list in HTML, one sentence each, where there is evidence.
+
+    Of which papers there is none yet, is said below.
+    """
+    headlines = table[table["headline"]]
+    tried = headlines["verdict"].isin(["holds", "fails", "unclear"])
     lines = []
-    for claim in table[table["headline"]].itertuples():
+    for claim in headlines[tried].itertuples():
         verdict, _, said = html.escape(finding(claim)).partition(":")
         paper = html.escape(claim.paper)
         lines.append(f"<li><b>{verdict}:</b>{said} <small>{paper}</small></li>")
+    if waiting := [html.escape(paper) for paper in dict.fromkeys(headlines[~tried]["paper"])]:
+        lines.append(f"<li>Not measured yet: the main claims of {', '.join(waiting)}.</li>")
     return f"<ul>{''.join(lines)}</ul>"
 
 
