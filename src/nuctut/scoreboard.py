@@ -1266,7 +1266,7 @@ def show_findings(table: pd.DataFrame) -> str:
         paper = html.escape(claim.paper)
         lines.append(f"<li><b>{verdict}:</b>{said} <small>{paper}</small></li>")
     if waiting := [html.escape(paper) for paper in dict.fromkeys(headlines[~tried]["paper"])]:
-        lines.append(f"<li>Not measured yet: the main claims of {', '.join(waiting)}.</li>")
+        lines.append(f"<li>The main claims of {', '.join(waiting)} are not measured yet.</li>")
     return f"<ul>{''.join(lines)}</ul>"
 
 
