@@ -449,7 +449,7 @@ def test_a_network_that_knows_nuclei_of_one_size_sees_them_so(tmp_path, run):
     )
     report = run(path, made=made, data="sbsst265", overwrite=True)
     assert "knows nuclei 10 pixels wide" in predict.summary(report)[0]
-    for wrong in (0, -3, np.nan, np.inf):
+    for wrong in (0, -3, 1.2, 81, np.nan, np.inf):  # an eighth and eight times are the ends
         with pytest.raises(ValueError, match="diameter must be that of nuclei in pixels"):
             run(path, made=made, diameter=wrong)
     with pytest.raises(ValueError, match="made did not learn from nuclei of one size"):

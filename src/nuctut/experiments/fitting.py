@@ -7,7 +7,6 @@ import functools
 import glob
 import hashlib
 import importlib
-import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 from nuctut import detection, fits, inference, postprocess, targets, training
 from nuctut.experiments.settings import AFTER_THE_FIT, Settings, fit_settings
 from nuctut.files import Malformed, own, sentence, write_json
-from nuctut.rescaling import segment_rescaled
+from nuctut.rescaling import LARGEST, segment_rescaled
 from nuctut.samples import Sample, SampleSet
 
 ClassMap = Callable[[Sample], np.ndarray]
@@ -135,16 +134,19 @@ class Trained:
         """By which an image is to be enlarged whose nuclei have this mean diameter, in pixels.
 
         Raises:
-            ValueError: When it is no such length, or the network's own is not one (`diameter`).
+            ValueError: When the factor is not from 1/8 to 8 (`rescaling.LARGEST`), or the network
+                does not know nuclei of one size.
         """
         if self.diameter is None:
             raise ValueError(
                 f"{self.variant} did not learn from nuclei of one size, so that a diameter tells "
                 "nothing: leave it out."
             )
-        if not 1 <= diameter < math.inf:
+        least, most = self.diameter / LARGEST, self.diameter * LARGEST
+        if not least <= diameter <= most:
             raise ValueError(
-                f"diameter must be that of nuclei in pixels, 1 or more, not {diameter}."
+                f"diameter must be that of nuclei in pixels, from {least:g} to {most:g}, not "
+                f"{diameter}."
             )
         return self.diameter / diameter
 
