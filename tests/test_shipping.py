@@ -146,7 +146,9 @@ def test_the_translators_of_the_book_are_what_its_chapter_takes_up():
     """Those in this checkout: under the settings of the preset `lite`, and with a card."""
     root = Path(__file__).resolve().parents[1] / "results" / "networks" / many_tissues.CHAPTER
     lite = many_tissues.Invention(images=3, width=16, depth=7, epochs=4, updates=100)
-    for folder in root.glob(f"{many_tissues.PIX2PIX}-*"):
+    folders = list(root.glob(f"{many_tissues.PIX2PIX}-*"))
+    assert folders
+    for folder in folders:
         generator = Generator(lite.width, lite.depth)
         fit = translation.load(generator, folder)
         assert fit.updates == lite.epochs * lite.updates and (folder / shipping.CARD).is_file()
