@@ -18,7 +18,6 @@ from nuctut.rescaling import (
     estimated_factor,
     labels_on,
     mean_diameter,
-    probabilities_on,
     rescaled,
     rescaled_image,
     rescaled_labels,
@@ -181,17 +180,6 @@ def test_nuclei_that_fall_between_the_pixels_leave_no_gap_in_the_ids():
     labels = np.zeros((40, 40), np.int32)
     labels[0, 0], labels[10:30, 10:30] = 1, 2
     assert np.unique(labels_on(labels, (10, 10))).tolist() == [0, 1]
-
-
-def test_a_probability_map_goes_back_to_the_images_grid():
-    rng = np.random.default_rng(0)
-    chances = rng.dirichlet([1, 1, 1], (20, 30)).transpose(2, 0, 1).astype(np.float32)
-    for shape in ((41, 62), (11, 13)):
-        found = probabilities_on(chances, shape)
-        assert found.shape == (3, *shape) and found.dtype == np.float32
-        np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
-    whole = probabilities_on((discs(20)[None] > 0).astype(np.float32), (320, 320))
-    np.testing.assert_allclose(np.mean(whole[0] > 0.5), np.mean(discs(20) > 0), rtol=0.02)
 
 
 def sample(diameter: float, key: str = "a") -> Sample:

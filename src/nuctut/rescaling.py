@@ -184,21 +184,6 @@ def labels_on(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return relabel_sequential(labels[np.ix_(*lines)])[0].astype(np.int32)
 
 
-def probabilities_on(probabilities: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A probability map on the grid of another size of the same image, interpolated linearly.
-
-    The paper resizes the map and thresholds it then (supplementary figure 2).
-
-    Args:
-        probabilities: (C, h, w) float32.
-        shape: (H, W) of the grid.
-
-    Returns:
-        (C, H, W) float32; classes that summed to 1 do so still.
-    """
-    return np.stack([_resized(one, shape) for one in probabilities])
-
-
 def segment_rescaled(segment: Segment, image: np.ndarray, factor: float) -> np.ndarray:
     """Labels of an image on its own grid, from a segmentation at another scale.
 
