@@ -9,10 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-bench
-WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+WORKERS := $(shell getconf _NPROCESSORS_ONLN)
+SMOKE := $(CURDIR)/_build/smoke
+SMOKED := $(patsubst book/%.ipynb,smoke-%,$(shell grep -l 'preset: str = ."read' book/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test tests chapters lint lab bench lock clean
+.PHONY: help install book test pages tests compared $(SMOKED) lint lab bench lock clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -30,22 +32,31 @@ $(INSTALLED): requirements.lock pyproject.toml
 book: $(INSTALLED)
 	@$(BIN)/nuctut book $(if $(PRESET),--preset $(PRESET))
 
+# The book first: its chapters come one after the other, which takes longest, and the tests make way
+# for it. Whatever then has a core free is done beside what is left.
 test: lint
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line tests chapters
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line pages tests compared $(SMOKED)
 
-# As many processes as there are cores, and one more, since tests that start processes wait for
-# them. One thread each: those of several processes would wait for each other without end.
-tests chapters: export OMP_NUM_THREADS = 1
-tests: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxschedchunk 1
-
-# Chapters that hold outputs are compared with them; those that train nothing as they stand do so under
-# smoke; and all of them are run for the book.
-chapters: $(INSTALLED)
-	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg $(shell grep -l output_type book/*.ipynb)
-	for chapter in $(patsubst book/%.ipynb,%,$(shell grep -l 'preset: str = ."read' book/*.ipynb)); do \
-		$(BIN)/nuctut run $$chapter -p preset=smoke || exit 1; done
+# One thread each: those of several processes would wait for each other without end.
+pages tests compared $(SMOKED): export OMP_NUM_THREADS = 1
+pages: $(INSTALLED)
 	$(BIN)/nuctut book
+	$(BIN)/python -m pytest -m built tests/test_project.py
+
+tests: $(INSTALLED)
+	nice -n 5 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxschedchunk 1 -m "not built"
+
+# Chapters that hold outputs are compared with them.
+compared: $(INSTALLED)
+	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg $(shell grep -l output_type book/*.ipynb)
+
+# Chapters that train nothing as they stand do so under smoke, each as where no data lie, since the
+# book has run it with those there are; and in a folder apart, since new records under `runs/` would
+# make the book run it again.
+$(SMOKED): export NUCTUT_DATA = $(SMOKE)/data
+$(SMOKED): export NUCTUT_RUNS = $(SMOKE)/runs
+$(SMOKED): smoke-%: $(INSTALLED)
+	$(BIN)/nuctut run $* -p preset=smoke
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -235,6 +235,7 @@ def test_every_picture_has_a_caption_that_says_what_to_see(chapter):
             assert "say(" not in cell.source and "print(" not in cell.source
 
 
+@pytest.mark.built
 @pytest.mark.slow
 def test_what_a_chapter_says_of_its_run_is_so():
     """As the book is read: with the networks that come with it, and the committed records."""
