@@ -338,6 +338,14 @@ def test_a_perfect_network_scores_perfectly(oracle, sets):
     assert measured.seconds["seconds_per_image"] == pytest.approx(mean, abs=1e-5)
 
 
+def test_a_few_tiles_are_timed_and_not_one_of_each_image(oracle, sets, monkeypatch):
+    seen = []
+    oracle.model.register_forward_pre_hook(lambda _, given: seen.append(given))
+    monkeypatch.setattr(labels_for_free, "TIMED", 1)
+    labels_for_free.measure_network(oracle, sets["test"], progress=False)
+    assert len(seen) == 3  # both images, and a tile of the first
+
+
 def test_small_predictions_are_dropped_where_the_settings_say_so(oracle, sets):
     settings = dataclasses.replace(SETTINGS, min_area=170)  # the disc of radius 7 has 149 pixels
     pickier = dataclasses.replace(oracle, settings=settings)
