@@ -238,7 +238,6 @@ def test_what_networks_are_called(trained):
 
 
 @pytest.mark.parametrize("condition", ["proposed", "patch-cnn"])
-@pytest.mark.slow
 def test_both_kinds_take_two_updates_of_the_paper_preset(some, tmp_path, condition):
     paper = presets_of("04_partial_labels")["patch-cnn" if condition == "patch-cnn" else "u-net"]
     less = {"crop": 64, "epochs": 1, "updates": 2, "batch_size": 2, "positives": 20}
