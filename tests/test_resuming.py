@@ -58,7 +58,7 @@ def fit(project, variant):
 
 
 @pytest.mark.slow
-def test_a_killed_chapter_reads_back_what_is_finished_and_resumes_the_rest(project):
+def test_a_killed_chapter_reads_back_what_is_finished_and_resumes_the_rest(project, monkeypatch):
     chapter = start()
     wait_for(lambda: len(history(fit(project, "second"))) >= 3, "the second network")
     family = psutil.Process(chapter.pid).children(recursive=True)
@@ -81,17 +81,11 @@ def test_a_killed_chapter_reads_back_what_is_finished_and_resumes_the_rest(proje
     pd.testing.assert_frame_equal(whole[:kept], stood[:kept])
     assert json.loads((second / "done.json").read_text())["updates"] == 6 * EPOCHS
 
-    uncut = project / "uncut"
-    (project / "runs").rename(uncut)
-    assert start().wait(PATIENCE) == 0
+    monkeypatch.setenv("NUCTUT_RUNS", str(project / "uncut"))
+    exec(SETTINGS + "\n" + TRAIN, {"seed": 1})  # the same, in this process and without a kill
+    (uncut,) = (project / "uncut" / "01_tiny").glob("second--*")
     losses = ["train_loss", "val_loss"]
-    pd.testing.assert_frame_equal(history(fit(project, "second"))[losses], whole[losses])
-    one, other = (experiments.load(folder, "cpu") for folder in (second_of(uncut), second_of(
-        project / "runs")))  # fmt: skip
+    pd.testing.assert_frame_equal(history(uncut)[losses], whole[losses])
+    one, other = (experiments.load(folder, "cpu") for folder in (uncut, second))
     for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert (a == b).all()
-
-
-def second_of(runs):
-    (folder,) = (runs / "01_tiny").glob("second--*")
-    return folder
