@@ -230,13 +230,13 @@ def test_a_network_keeps_what_it_cost_and_where_it_comes_from(discs, tmp_path):
 
 def test_what_is_measured_besides_is_where_it_matters():
     tested = method()
-    names = ("bbbc039", "bitdepth_nucseg", "dsb2018")
+    names = ("bbbc039", "bitdepth_nucseg", "tnbc")
     planned = common_ground.plan([tested], names, {"bright": "estimated, inverted"})
     assert [(data, way, dye) for _, data, way, dye in planned] == [
         ("bbbc039", AS_TAKEN, "haematoxylin"),
         ("bitdepth_nucseg", TRUE_SIZE, "haematoxylin"),
         ("bitdepth_nucseg", ESTIMATED, "haematoxylin"),
-        ("dsb2018", TRUE_SIZE, "haematoxylin"),
-        ("dsb2018", ESTIMATED, "haematoxylin"),
-        ("dsb2018", TRUE_SIZE, "inverted"),
+        ("tnbc", TRUE_SIZE, "haematoxylin"),
+        ("tnbc", ESTIMATED, "haematoxylin"),
+        ("tnbc", TRUE_SIZE, "inverted"),
     ]

@@ -65,6 +65,14 @@ def test_what_was_measured_besides_is_asked_for_by_name():
     assert comparison.by_method(made, dye="inverted") == {"one": [inverted]}
 
 
+def test_what_was_measured_in_two_ways_stands_side_by_side():
+    plain = [measured("one", name, (1, 0, 0)) for name in ("tnbc", "monuseg")]
+    other = measured("one", "tnbc", (0, 1, 1), way="estimated size")
+    (line,) = comparison.beside([*plain, other], way="estimated size").itertuples()
+    assert (line.column, line.value, line.value_besides) == ("TNBC", 1.0, 0.0)
+    assert comparison.beside(plain, dye="inverted").empty
+
+
 def test_of_two_presets_the_larger_counts():
     lite = measured("one", "tnbc", (1, 0, 0))
     paper = replace(lite, preset="paper")

@@ -195,6 +195,25 @@ def _about(column: Column, records: Sequence[Record], rows: Sequence[Row]) -> di
     }
 
 
+def beside(
+    records: Sequence[Record], metric: str = "f1_50", *, way: str = "", dye: str = ""
+) -> pd.DataFrame:
+    """What was measured in two ways, side by side.
+
+    Args:
+        records, way, dye: See `by_method`.
+        metric: Of `records.METRICS`.
+
+    Returns:
+        The lines of `cells` of the usual way, and beside each the same of the other, as
+        `value_besides` and so on.
+    """
+    sides = [by_method(records), by_method(records, way=way, dye=dye)]
+    usual, other = (cells(side, [metric]) for side in sides)
+    keys = ["column", "method", "metric"]
+    return usual.merge(other, on=keys, suffixes=("", "_besides"))
+
+
 def scores(table: pd.DataFrame, metric: str = "f1_50") -> pd.DataFrame:
     """The cells of one metric, a line per method and a column per column, in the order given."""
     own = table[table["metric"] == metric]

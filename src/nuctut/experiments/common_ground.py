@@ -316,6 +316,6 @@ def plan(
             made.append((method, name, way, "haematoxylin"))
             if "estimated" in more and way == TRUE_SIZE:
                 made.append((method, name, ESTIMATED, "haematoxylin"))
-            if "inverted" in more and GROUNDS.get(name, "dark") != "dark":
+            if "inverted" in more and GROUNDS.get(name) == "bright":
                 made.append((method, name, way, "inverted"))
     return made
