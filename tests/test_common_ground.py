@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from skimage.measure import label
 
-from nuctut import datasets, records, views
+from nuctut import datasets, records, scoreboard, views
 from nuctut.datasets import dsb2018, monuseg, sbsst265
 from nuctut.experiments import common_ground, shipping
 from nuctut.experiments.common_ground import AS_TAKEN, ESTIMATED, TRUE_SIZE, Method
@@ -90,7 +90,7 @@ def test_no_test_image_of_dsb2018_shows_what_a_training_image_shows():
 
 
 def test_kumar_is_tested_on_what_is_not_his_training_part():
-    left = set(monuseg.PART) - common_ground.left_out("monuseg")
+    left = {key for key in monuseg.PART if not common_ground.was_seen("monuseg", key)}
     assert len(left) == 14
     assert {monuseg.PART[key] for key in left} == {"same organ", "different organ"}
 
@@ -134,6 +134,7 @@ def test_all_networks_that_ship_are_there_and_say_what_they_know():
     scaled = found["u-net-scaled-neuroblastoma"]
     assert scaled.way("sbsst265_neuroblastoma") == TRUE_SIZE and scaled.size == 34
     assert {one.record.variant for one in found.values() if one.record} == shipped - {"qc"}
+    assert len(set(map(scoreboard.in_words, found))) == len(found)
 
 
 def test_of_one_chapter():

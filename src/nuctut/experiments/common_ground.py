@@ -56,21 +56,21 @@ KEPT_TAGS = ("modality", "objective", "field", "patient")
 # --- what is tested on ---------------------------------------------------------------------------
 
 
-def left_out(name: str) -> frozenset[str]:
-    """Keys of the test images of a data set that a network of the book may have seen."""
+def was_seen(name: str, key: str) -> bool:
+    """Whether a network of the book may have seen this test image, or what it shows.
+
+    Args:
+        name: Of the data set, one of `TEST_SETS`.
+        key: Of one of its test images.
+    """
     match name:
         case "bbbc039":
-            return frozenset(dsb2018.in_bbbc039().values())
+            return key in dsb2018.in_bbbc039().values()
+        case "dsb2018":
+            return key in dsb2018.ALSO_IN_TRAIN or key.startswith(dsb2018.GOES_ON_IN_TRAIN)
         case "monuseg":
-            return frozenset(key for key, part in monuseg.PART.items() if part == "train")
-    return frozenset()
-
-
-def was_seen(name: str, key: str) -> bool:
-    """Whether a network of the book may have seen this test image, or what it shows."""
-    if name == "dsb2018":
-        return key in dsb2018.ALSO_IN_TRAIN or key.startswith(dsb2018.GOES_ON_IN_TRAIN)
-    return key in left_out(name)
+            return monuseg.PART.get(key) == "train"
+    return False
 
 
 def test_set(name: str, source: str = "real", side: int | None = None) -> SampleSet:
