@@ -160,6 +160,22 @@ def test_the_best_are_those_that_nothing_as_fast_beats(three):
     assert slow == pytest.approx(10 * fast)
 
 
+def test_a_limit_leaves_the_best_of_what_costs_no_more():
+    table = pd.DataFrame({"score": [0.5, 0.9, 0.8], "minutes": [0, 60, 10]}, ["a", "b", "c"])
+    found = comparison.affordable(table, "minutes", (-1, 0, 15, math.inf))
+    assert found["method"].to_dict() == {0: "a", 15: "c", math.inf: "b"}
+    assert found["minutes"].tolist() == [0, 10, 60]
+
+
+def test_images_count_as_outlined_only_where_people_outlined_them():
+    made = {name: [measured(name, "tnbc", (1, 0, 0), (1, 1, 0))] for name in "abc"}
+    for (one,), labels in zip(made.values(), ("ground truth", "consensus", None), strict=True):
+        about = {"split": "training", "fingerprint": "f", "count": 9, "labels": labels}
+        one.data["training"] = about if labels else None
+    wide = comparison.scores(comparison.cells(made, ["f1_50"]))
+    assert comparison.costs(made, wide)["outlined"].tolist() == [9, 0, 0]
+
+
 def test_advice_follows_from_the_cells(three):
     at_a, at_b = comparison.advice(three, [A, B]).itertuples()
     assert (at_a.take, at_a.home, at_a.level) == ("local", True, ())

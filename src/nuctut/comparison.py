@@ -35,6 +35,7 @@ METRICS = {
     "aggregated_jaccard": "AJI",
 }
 FEWEST = 5  # images that a number is said something of
+BY_HAND = "ground truth"  # where the labels come from that a network learned from
 USEFUL = 0.7  # F1 below which outlines cannot be counted on: three of ten are wrong or missing
 LEVEL = 0.95
 
@@ -309,9 +310,9 @@ def costs(measured: Mapping[str, Sequence[Record]], wide: pd.DataFrame) -> pd.Da
 
     Returns:
         A line per method: score (mean over columns), seconds_per_megapixel (from pixels to labels,
-        of the images as they were taken), weights, images (outlined ones that it learned from),
-        minutes (of training), device (that predicted) and best (whether none that is as fast
-        scores higher). NaN where the records do not say.
+        of the images as they were taken), weights, outlined (images that it learned from, where
+        people had outlined their nuclei; else 0), minutes (of training), device (that predicted)
+        and best (whether none that is as fast scores higher). NaN where the records do not say.
     """
     whole = wide.dropna(axis="columns").mean(axis=1)
     lines = {}
@@ -322,7 +323,7 @@ def costs(measured: Mapping[str, Sequence[Record]], wide: pd.DataFrame) -> pd.Da
             "score": whole[method],
             "seconds_per_megapixel": seconds_per_megapixel(rows),
             "weights": first.budget.get("weights") or math.nan,
-            "images": taught["count"] if taught else 0,
+            "outlined": taught["count"] if taught and taught["labels"] == BY_HAND else 0,
             "minutes": first.budget["seconds"] / 60,
             "device": first.budget["device"],
         }
@@ -330,6 +331,31 @@ def costs(measured: Mapping[str, Sequence[Record]], wide: pd.DataFrame) -> pd.Da
     ordered = table.sort_values(["seconds_per_megapixel", "score"], ascending=[True, False])
     ahead = ordered["score"] > ordered["score"].cummax().shift(fill_value=-math.inf)
     return table.assign(best=ahead)
+
+
+def affordable(table: pd.DataFrame, what: str, limits: Iterable[float]) -> pd.DataFrame:
+    """The method of the highest score that costs no more than a limit, for each limit.
+
+    Args:
+        table: What `costs` gives.
+        what: One of its columns, such as "outlined" or "minutes".
+        limits: In its unit; limits under which nothing stays are left out.
+
+    Returns:
+        A line per limit, named by it: method, score, and what it costs.
+    """
+    lines = {}
+    for limit in limits:
+        within = table[table[what] <= limit]
+        if len(within):
+            best = within["score"].idxmax()
+            lines[limit] = {
+                "method": best,
+                "score": within["score"][best],
+                what: within[what][best],
+            }
+    named = pd.DataFrame.from_dict(lines, orient="index", columns=["method", "score", what])
+    return named.rename_axis("at most")
 
 
 # --- advice --------------------------------------------------------------------------------------
