@@ -778,3 +778,41 @@ def test_rim_profiles_say_how_wide_they_are():
         "real (3 nuclei): does not fall to 10 %",
     ]
     assert fig.axes[0].lines[0].get_xydata().tolist() == np.c_[distance, sharp.light].tolist()
+
+
+# --- methods over data sets ----------------------------------------------------------------------
+
+
+def test_a_grid_has_a_number_for_each_cell_and_a_frame_around_those_at_home():
+    scores = pd.DataFrame({"a": [0.91, np.nan], "b": [0.2, 1.0]}, ["x", "y"])
+    home = pd.DataFrame({"a": [True, False], "b": [False, False]}, ["x", "y"])
+    fig = figures.score_grid(scores, home, source=SOURCE)
+    ax = fig.axes[0]
+    assert sorted(text.get_text() for text in ax.texts) == ["", ".20", ".91", "1.00"]
+    (frame,) = ax.patches
+    middle = frame.get_x() + frame.get_width() / 2, frame.get_y() + frame.get_height() / 2
+    assert middle == (0, 0)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
+
+
+def test_mean_ranks_stand_on_a_line_and_bars_join_what_is_alike():
+    ranks = pd.Series([1.5, 2.0, 4.0], ["x", "y", "z"])
+    fig = figures.critical_difference(ranks, [("x", "y")], 1.2, source=SOURCE)
+    ax = fig.axes[0]
+    dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+    assert dots == [1.5, 2.0, 4.0]
+    bars = [list(line.get_xdata()) for line in ax.lines if line.get_linewidth() == 3]
+    assert bars == [[1.5, 2.0]]
+    (scale,) = (line for line in ax.lines if line.get_marker() == "|")
+    assert list(scale.get_xdata()) == [1.0, 2.2]
+    assert ax.texts[0].get_text() == "  x, 1.5"
+
+
+def test_a_line_joins_the_methods_that_nothing_as_fast_beats():
+    costs = pd.DataFrame(
+        {"score": [0.5, 0.9, 0.7], "seconds_per_megapixel": [1, 10, 20], "best": [1, 1, 0]},
+        ["fast", "good", "neither"],
+    ).astype({"best": bool})
+    ax = figures.cost_against_score(costs, measure="F1", source=SOURCE).axes[0]
+    assert list(ax.lines[0].get_xdata()) == [1, 10] and ax.get_xscale() == "log"
+    assert [text.get_text() for text in ax.texts] == [" fast", " good", " neither"]

@@ -1239,6 +1239,14 @@ def test_the_time_of_an_image_is_the_mean_of_the_seeds_on_one_device():
     assert "abacus, bbbc039 test (real, 4 images)" in page
 
 
+def test_networks_of_other_chapters_that_are_measured_again_have_their_times_there():
+    own, again = (record(FOUR, budget={"updates": 8, "seconds": 60.0}, fit=FIT) for _ in range(2))
+    again.parameters["method"] = BEST
+    assert scoreboard.training_times([own, again])["networks"].item() == 1
+    assert scoreboard.prediction_times([own, again])["seeds"].item() == "0"
+    assert scoreboard.training_times([again]).empty
+
+
 def test_times_can_be_shown_before_anything_ran():
     nothing = scoreboard.training_times([]), scoreboard.prediction_times([])
     assert "Networks</th>" in scoreboard.show_training_times(nothing[0]).to_html()

@@ -436,6 +436,41 @@ def predict(
 
 
 @app.command()
+def judge(
+    images: Annotated[Path, typer.Option(help="Folder of images, each of one page.")],
+    labels: Annotated[
+        Path,
+        typer.Option(help="Folder of their labels, of the same names or with _labels at the end."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the tables as CSV files.")
+    ] = None,
+) -> None:
+    """Which network of the book for your images? `nuctut judge --images dir --labels dir`."""
+    from tqdm import tqdm
+
+    from nuctut.comparison import METRICS
+    from nuctut.experiments import common_ground
+    from nuctut.own_images import judge as command
+
+    how = {"progress": sys.stderr.isatty()}
+    how["tell"] = lambda text: tqdm.write(text, file=sys.stderr)
+    judged = command.judge(images, labels, common_ground.methods(), **how)
+    table = judged.table()
+    shown = table[["method", *METRICS]].rename(columns=METRICS)
+    ends = [table[f"f1_50_{end}"] for end in ("low", "high")]
+    shown.insert(2, "from", ends[0])
+    shown.insert(3, "to", ends[1])
+    shown["s/megapixel"], shown["sees"] = table["seconds_per_megapixel"], table["sees"]
+    _print_frame(f"Every method on {judged.images} labelled images of {images}", shown)
+    typer.echo("\n".join(command.summary(judged)))
+    for path in command.write(judged, out) if out else ():
+        typer.echo(path)
+    if judged.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def book(
     preset: Annotated[
         str, typer.Option(help="read, smoke, lite or paper; by default each chapter's own.")

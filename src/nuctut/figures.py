@@ -38,7 +38,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 from skimage.measure import find_contours
@@ -958,6 +958,107 @@ def sweep_chart(
     ax.set_axisbelow(True)
     if len(groups) > 1:
         fig.legend(loc="outside lower center", ncols=2)
+    return _finish(fig, title, source)
+
+
+@plt.rc_context(STYLE)
+def score_grid(
+    scores: pd.DataFrame, at_home: pd.DataFrame, *, source: str, title: str = ""
+) -> Figure:
+    """A grid of scores, dark where they are high; a frame is around those measured at home.
+
+    Args:
+        scores: a line per method and a column per data set, 0 to 1; NaN where there is none.
+        at_home: of the same lines and columns, whether the method learned from that set.
+        source: what data these are, real or simulated.
+    """
+    fig, axes = _figure(1, 1, height=0.27 * len(scores) + 2.1)
+    ax = axes.item()
+    ax.imshow(scores, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(*scores.shape):
+        value = scores.iat[row, column]
+        text = "" if np.isnan(value) else f"{value:.2f}".removeprefix("0")
+        colour = "white" if value > 0.6 else "black"
+        ax.annotate(text, (column, row), ha="center", va="center", color=colour, fontsize=7)
+        if at_home.iat[row, column]:
+            corner = (column - 0.46, row - 0.46)
+            ax.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, ec=VERMILLION, lw=1.5))
+    ax.set_xticks(range(scores.shape[1]), scores.columns, rotation=40, ha="right")
+    ax.set_yticks(range(scores.shape[0]), scores.index)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    handle = Patch(fill=False, edgecolor=VERMILLION, label="learned from images of this set")
+    fig.legend(handles=[handle], loc="outside lower center")
+    return _finish(fig, title, source)
+
+
+@plt.rc_context(STYLE)
+def critical_difference(
+    ranks: pd.Series,
+    alike: Sequence[Sequence[str]],
+    critical: float,
+    *,
+    source: str,
+    title: str = "",
+) -> Figure:
+    """Mean ranks on a line, as in Demšar 2006: bars join methods that do not differ.
+
+    Args:
+        ranks: mean rank by method, 1 being best, best first.
+        alike: names of methods that one bar joins.
+        critical: the difference that two mean ranks must have, drawn as a scale.
+        source: what data these are, real or simulated.
+    """
+    fig, axes = _figure(1, 1, height=0.24 * len(ranks) + 0.16 * len(alike) + 1.5)
+    ax = axes.item()
+    for place, (name, rank) in enumerate(ranks.items()):
+        ax.plot([rank, rank], [0, place + 1], color=GREY, lw=0.6, zorder=0)
+        ax.plot(rank, place + 1, "o", color=BLUE, ms=5)
+        ax.annotate(f"  {name}, {rank:.1f}", (rank, place + 1), va="center", fontsize=8)
+    for number, group in enumerate(alike):
+        height = -0.6 - 0.6 * number
+        ax.plot(ranks[[group[0], group[-1]]], [height, height], color=BLACK, lw=3)
+    lowest = -0.6 - 0.6 * len(alike)
+    ax.plot([1, 1 + critical], [lowest - 0.6] * 2, color=VERMILLION, lw=1.5, marker="|")
+    ax.annotate(
+        f"  critical difference {critical:.1f}",
+        (1 + critical, lowest - 0.6),
+        va="center",
+        color=VERMILLION,
+        fontsize=8,
+    )
+    ax.set_ylim(len(ranks) + 0.8, lowest - 1.2)
+    ax.set_xlim(0.8, max(ranks.max(), 1 + critical) * 1.45)
+    ax.set_xlabel("mean rank (1 is best)")
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    return _finish(fig, title, source)
+
+
+@plt.rc_context(STYLE)
+def cost_against_score(
+    costs: pd.DataFrame, *, measure: str, source: str, title: str = ""
+) -> Figure:
+    """What a method costs against what it reaches; a line joins those that nothing as fast beats.
+
+    Args:
+        costs: a line per method, as :func:`nuctut.comparison.costs` gives them.
+        measure: what to call the score.
+        source: what data these are, real or simulated.
+    """
+    fig, axes = _figure(1, 1, height=3.8)
+    ax = axes.item()
+    best = costs[costs["best"]].sort_values("seconds_per_megapixel")
+    ax.plot(best["seconds_per_megapixel"], best["score"], color=GREY, lw=1, zorder=0)
+    for name, line in costs.iterrows():
+        at = (line["seconds_per_megapixel"], line["score"])
+        ax.plot(*at, "o", color=BLUE, mfc=BLUE if line["best"] else "white", ms=5)
+        ax.annotate(f" {name}", at, va="center", fontsize=7)
+    ax.set_xscale("log")
+    ax.margins(x=0.25, y=0.1)
+    ax.set(xlabel="seconds per megapixel", ylabel=measure)
+    ax.grid(color="#DDDDDD")
+    ax.set_axisbelow(True)
     return _finish(fig, title, source)
 
 

@@ -32,7 +32,7 @@ from matplotlib.colors import to_rgb
 from rich.filesize import decimal
 from tqdm.auto import tqdm
 
-from nuctut import datasets, detection, experiments, figures, fits, inference
+from nuctut import datasets, detection, experiments, figures, fits, inference, views
 from nuctut.files import locked
 from nuctut.inference import Span
 from nuctut.own_images import images, pixel_sizes
@@ -50,9 +50,6 @@ SAME_SCALE = 0.03  # a nucleus larger or smaller by less looks the same to a net
 SCALES = (1 / 20, 20)  # a pixel size further from the network's is a mistake
 LENGTHS = (1e-3, 1e3)  # of a pixel, in µm
 SIDE = 2048  # pixels of an overlay, at most
-DARK = "grey on a dark ground"
-COLOURED = 0.05  # see kind_of(), as the next two are
-FAINTEST = 0.005
 LOOKED_AT = 2**20  # pixels
 STRIP = 2**18  # bytes of a label file that are compressed together, about
 CLASSIC = 2**32 - 2**25  # bytes that fit into a TIFF file with offsets of 32 bits
@@ -105,25 +102,15 @@ def load(run: str, device: str = "auto") -> Network:
 @functools.cache
 def suited(kind: str) -> Network:
     """The network of the book for images of a kind, see `kind_of`."""
-    name = "labels-for-free" if kind == DARK else "four-architectures"
+    name = "labels-for-free" if kind == views.DARK else "four-architectures"
     return load(str(experiments.folder_of(*experiments.BY_NAME[name])))
 
 
 def kind_of(image: Spooled) -> str:
-    """What an image looks like: "grey on a dark ground", "grey on a bright ground" or "coloured".
-
-    Coloured is one whose channels differ, in the mean over pixels, by more than `COLOURED` of the
-    range of its brightness; dark is a ground when the median brightness is nearer to the darkest
-    pixels than to the brightest (`FAINTEST` of them left out at either end).
-    """
+    """What an image looks like, see `views.kind`; of a large one, some rows are looked at."""
     step = max(1, image.shape[0] * image.shape[1] // LOOKED_AT)
     rows = range(0, image.shape[0], step)
-    pixels = np.concatenate([image.read((row, row + 1)) for row in rows]).astype(np.float64)
-    grey = pixels if pixels.ndim == 2 else pixels.mean(-1)
-    low, middle, high = np.quantile(grey, (FAINTEST, 0.5, 1 - FAINTEST))
-    if pixels.ndim == 3 and np.ptp(pixels, axis=-1).mean() > COLOURED * (high - low):
-        return "coloured"
-    return DARK if middle - low <= high - middle else "grey on a bright ground"
+    return views.kind(np.concatenate([image.read((row, row + 1)) for row in rows]))
 
 
 @dataclass(frozen=True)
@@ -268,7 +255,7 @@ def predict_files(
                 if reason is None:
                     done.append(job.predict(Path(path), other))
             except Exception as error:  # whatever it is, it is this file's
-                reason = _sentence(error, job.out)
+                reason = sentence(error, job.out)
                 if other == Path(path):
                     del taken[other.stem]  # the name is free for another one
             except KeyboardInterrupt:
@@ -298,7 +285,8 @@ def _folder(out: Path) -> Path:
     return out
 
 
-def _sentence(error: Exception, out: Path) -> str:
+def sentence(error: Exception, out: Path) -> str:
+    """What went wrong with a file, for whoever gave it; `out` is where results go."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space is left where {out} is: free some, or choose another folder."
     if isinstance(error, OSError) and error.strerror:
@@ -319,7 +307,7 @@ def _found(inputs: Sequence[Path | str], out: Path) -> tuple[list[str], dict[str
         try:
             paths = _meant(given, out)
         except (OSError, ValueError) as error:  # a loop of links, too long a name, no permission
-            missing[given] = _sentence(error, out)
+            missing[given] = sentence(error, out)
             continue
         for path in paths:
             found.setdefault(os.path.realpath(path), str(path))

@@ -61,7 +61,7 @@ SOME_OF = {  # with commas between them
     "shares": ("2", "5", "10", "25", "50", "100"),
 }
 AT_LEAST_0 = ("seed", "images", "epochs", "learning_rate", "alpha", "beta", "strength", "radius")
-AT_LEAST_0 += ("foreground",)
+AT_LEAST_0 += ("foreground", "only")
 NOT_STARTED = "Kernel died before replying to kernel_info"  # of jupyter_client: no cell has run
 LARGEST = 2**32 - 1  # seed that Lightning takes; nobody counts further
 
