@@ -497,6 +497,25 @@ def test_on_a_gpu_several_losses_are_looked_at_together_and_the_first_bad_one_na
     assert not fitting.unseen
 
 
+@pytest.mark.slow
+def test_a_long_fit_on_a_gpu_computes_the_same(undisturbed, tmp_path, monkeypatch):
+    """On a CPU that passes for one, by a compiler that leaves everything as it is."""
+    compiled, compile_ = [], torch.compile
+
+    def kept(function: Any) -> Any:
+        compiled.append(function)
+        return compile_(function, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", kept)
+    monkeypatch.setattr(training, "COMPILED_FROM", 12)
+    monkeypatch.setattr(training._Fitting, "_on_gpu", lambda fitting: True)
+    result = run(tmp_path)
+    assert len(compiled) == 1
+    columns = ["step", "train_loss", "val_loss", "learning_rate"]
+    expected = undisturbed.history[columns]
+    np.testing.assert_allclose(result.history[columns], expected, rtol=1e-5, atol=1e-12)
+
+
 @pytest.mark.parametrize(("epochs", "updates"), [(1, 1), (1, 2), (2, 1)])
 def test_a_cycle_of_a_single_update_is_one_too(tmp_path, epochs, updates):
     result = run(tmp_path, epochs=epochs, updates=updates)

@@ -13,7 +13,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -43,6 +43,7 @@ from nuctut.targets import corner_tiles, dihedral, standardise
 
 GAMMA_STEP = 3  # pixels
 KEPT_EVERY = 30.0  # seconds within an epoch
+COMPILED_FROM = 2000  # updates on a GPU that a minute of compiling is worth
 UNSEEN = 16  # updates on a GPU whose losses are looked at together: each look waits for the device
 STEP, DECAY, LEAST_RATE = 1000, 0.95, 1e-5  # of the stepwise schedule: updates, factor, floor
 NO_CODE = "0" * 16  # the digest of code that nobody named
@@ -404,6 +405,7 @@ class _Fitting(L.LightningModule):
         self.settings = settings
         self.total_updates = 0
         self.unseen: list[tuple[int, list[str], Tensor]] = []  # update, keys and loss of batches
+        self.answer: Callable[[Tensor], Tensor] = self.model.forward  # in training
 
     def configure_optimizers(self) -> dict[str, Any]:
         convolutions = [m for m in self.model.modules() if isinstance(m, nn.Conv2d)]
@@ -443,6 +445,12 @@ class _Fitting(L.LightningModule):
         falling = max(1, self.total_updates - warm_up)
         return (1 + math.cos(math.pi * (step - warm_up) / falling)) / 2
 
+    def on_fit_start(self) -> None:
+        """Compile what the updates of a long fit on a GPU compute, over and over, for one shape."""
+        if self._on_gpu() and self.loss is not None and self.total_updates >= COMPILED_FROM:
+            torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+            self.answer = torch.compile(self.model.forward)
+
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # Dropout depends on the seed and the update alone, so that a resumed run repeats it.
         torch.manual_seed(
@@ -471,7 +479,8 @@ class _Fitting(L.LightningModule):
             loss = self.model.loss(batch)
         else:
             image = batch["image"].contiguous(memory_format=torch.channels_last)
-            loss = self.loss(self.model(image), batch["classes"])
+            answer = self.answer if self.training else self.model
+            loss = self.loss(answer(image), batch["classes"])
         self.unseen.append((self.global_step, batch["key"], loss.detach()))
         if len(self.unseen) >= (UNSEEN if self._on_gpu() else 1):
             self.look()
