@@ -264,6 +264,23 @@ def test_whoever_stops_a_command_gets_one_line(project, monkeypatch, words, numb
     wait_for(lambda: not any(map(is_alive, family)), "all of its processes end")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no alarm there")
+@pytest.mark.slow
+def test_a_run_ends_when_its_time_is_over(project, monkeypatch):
+    monkeypatch.setenv("NUCTUT_DATA", str(project / "data"))
+    write_chapter(project / "book" / "01_tiny.ipynb", SLEEP)
+    command = [*NUCTUT, "run", "01", "--minutes", "0.2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1] == "The time is over. The same command goes on from here."
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_minutes_that_are_none_are_refused(nuctut, minutes):
+    status, _, err = nuctut("run", "01", f"--minutes={minutes}")
+    assert status == 1 and "minutes must be more than 0" in err
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no such signals there")
 @pytest.mark.parametrize(
     ("words", "place", "name"),

@@ -573,6 +573,27 @@ def test_one_run_has_one_gpu(project, go):
     assert {line.split()[-1].strip('\\n",') for line in seen} == {"5", "7"}
 
 
+def test_several_runs_share_a_gpu_where_asked_to(project, monkeypatch):
+    started = []
+
+    class Enough(Exception):
+        pass
+
+    def started_with(workers, devices):
+        started.append((workers, devices))
+        raise Enough
+
+    monkeypatch.setattr(cluster, "gpus", lambda: ["5", "7"])
+    monkeypatch.setattr(cluster, "local_client", started_with)
+    sweep = sweeps.plan("01", {"seed": [1, 2, 3]})
+    for how in ({}, {"per_gpu": 2}, {"per_gpu": 2, "workers": 3}):
+        with pytest.raises(Enough):
+            cluster.carry_out(sweep, **how)
+    assert started == [(2, ["5", "7"]), (4, ["5", "7", "5", "7"]), (3, ["5", "7", "5"])]
+    with pytest.raises(ValueError, match="2 GPUs for 5 workers, 2 on each: --per-gpu"):
+        cluster.carry_out(sweep, per_gpu=2, workers=5)
+
+
 @pytest.fixture
 def dask(tmp_path):
     """Starts a scheduler and a worker of one thread by hand, and returns the address."""
@@ -701,6 +722,7 @@ def test_a_scheduler_that_is_not_there_is_one_sentence(project, monkeypatch):
     [
         ({"workers": 0}, "workers must be at least 1"),
         ({"threads": 0}, "threads must be at least 1"),
+        ({"per_gpu": 0}, "per_gpu must be at least 1"),
         ({"scheduler": "tcp://x:1", "workers": 2}, "either --scheduler or --workers"),
         ({"certificates": cluster.Certificates(*3 * [Path("x")])}, "give --scheduler too"),
     ],

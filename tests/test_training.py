@@ -480,6 +480,42 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_images(tmp_path, where):
     assert not (tmp_path / "done.json").exists() and not (tmp_path / "best.safetensors").exists()
 
 
+def test_on_a_gpu_several_losses_are_looked_at_together_and_the_first_bad_one_named(monkeypatch):
+    """What waits for the device is counted here on a CPU that passes for one."""
+    monkeypatch.setattr(training._Fitting, "_on_gpu", lambda fitting: True)
+    fitting = training._Fitting(Mean(), None, SETTINGS)
+    good = {"numbers": [torch.ones(1)], "key": ["list_0"]}
+    bad = {"numbers": [torch.tensor([1.0, math.inf])], "key": ["list_1"]}
+    monkeypatch.setattr(training, "UNSEEN", 3)
+    fitting._loss(good)
+    fitting._loss(bad)
+    with pytest.raises(NonFiniteLoss, match=r"became inf at update 0 on the images list_1;"):
+        fitting._loss(good)
+    fitting._loss(good)
+    fitting._loss(good)
+    fitting.look()
+    assert not fitting.unseen
+
+
+@pytest.mark.slow
+def test_a_long_fit_on_a_gpu_computes_the_same(undisturbed, tmp_path, monkeypatch):
+    """On a CPU that passes for one, by a compiler that leaves everything as it is."""
+    compiled, compile_ = [], torch.compile
+
+    def kept(function: Any) -> Any:
+        compiled.append(function)
+        return compile_(function, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", kept)
+    monkeypatch.setattr(training, "COMPILED_FROM", 12)
+    monkeypatch.setattr(training._Fitting, "_on_gpu", lambda fitting: True)
+    result = run(tmp_path)
+    assert len(compiled) == 1
+    columns = ["step", "train_loss", "val_loss", "learning_rate"]
+    expected = undisturbed.history[columns]
+    np.testing.assert_allclose(result.history[columns], expected, rtol=1e-5, atol=1e-12)
+
+
 @pytest.mark.parametrize(("epochs", "updates"), [(1, 1), (1, 2), (2, 1)])
 def test_a_cycle_of_a_single_update_is_one_too(tmp_path, epochs, updates):
     result = run(tmp_path, epochs=epochs, updates=updates)
@@ -782,6 +818,52 @@ def doomed(folder: Path, moment: str, name: str, nth: int) -> None:
         items.last = nth
     os.replace = watched
     run(folder, items)
+
+
+class Broken(RandomCrops):
+    """Crops that are counted, and none of which comes from the n-th on."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        super().__init__(*pictures(), size=32, jitter=Jitter(gain=0.2))
+        self.given, self.stop = 0, stop
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        self.given += 1
+        if self.given == self.stop:
+            raise ConnectionError("the drive is gone")
+        return super().__getitem__(item)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 6, 7, 10, 24])
+def test_within_an_epoch_it_goes_on_at_the_update_it_kept(undisturbed, tmp_path, monkeypatch, stop):
+    monkeypatch.setattr(training, "KEPT_EVERY", 0.0)
+    with pytest.raises(ConnectionError):
+        run(tmp_path, Broken(stop))
+    rest = Broken()
+    assert_same(run(tmp_path, rest), undisturbed)
+    assert rest.given == 24 - 2 * ((stop - 1) // 2)  # only the batch under way was lost
+
+
+@pytest.mark.slow
+def test_batches_made_ahead_by_processes_are_the_same(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "cores", lambda: 3)
+    ahead = {**training._ahead("cuda"), "pin_memory": False}
+    assert ahead["num_workers"] == 2 and training._ahead("cpu") == {}
+    monkeypatch.setattr(training, "_ahead", lambda device: ahead)
+    monkeypatch.setattr(training, "KEPT_EVERY", 0.0)
+
+    class Cut(LogDiceLoss):
+        calls = 0
+
+        def forward(self, *given: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls == 9:  # in the third epoch
+                raise ConnectionError("the drive is gone")
+            return super().forward(*given)
+
+    with pytest.raises(ConnectionError):
+        run(tmp_path, loss=Cut())
+    assert_same(run(tmp_path), undisturbed)
 
 
 @pytest.fixture(scope="module")

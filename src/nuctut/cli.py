@@ -38,6 +38,10 @@ app.add_typer(data_app, name="data")
 ACCEPT = "NUCTUT_ACCEPT_OLD_FIT"  # of `experiments`, whose import takes seconds
 
 DataSet = Annotated[str, typer.Argument(metavar="NAME", help="As `nuctut data list` names it.")]
+# What ends a command in order; an alarm does where it was given a time (Windows has none).
+STOPS = (signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGALRM", None)]))
+OUT_OF_TIME = 75  # exit status: try again, and it goes on
+
 Chapter = Annotated[str, typer.Argument(help='Its name or the beginning of it, such as "01".')]
 Parameters = Annotated[
     list[str] | None,
@@ -46,7 +50,7 @@ Parameters = Annotated[
 
 
 class Stop:
-    """What Ctrl-C and SIGTERM do: the first one ends the command in order, the second at once.
+    """What the signals `STOPS` do: the first one ends the command in order, the second at once.
 
     Attributes:
         number: Of the signal; 0 where none came.
@@ -65,7 +69,8 @@ class Stop:
 def main() -> None:
     """Entry point: what goes wrong in an expected way is one message, and exit status 1.
 
-    Ctrl-C and SIGTERM are one message too, whatever they broke off, and exit status 130 or 143.
+    Ctrl-C and SIGTERM are one message too, whatever they broke off, and exit status 130 or 143,
+    and so is the end of the time that `run --minutes` gives, with 75.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no character that a terminal lacks ends it
@@ -73,7 +78,7 @@ def main() -> None:
     if runs := os.environ.get("NUCTUT_RUNS"):  # chapters run in a folder of their own
         os.environ["NUCTUT_RUNS"] = str(Path(runs).expanduser().resolve())
     stop = Stop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOPS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as nohup asks
             signal.signal(number, stop)
@@ -90,8 +95,10 @@ def _end(error: BaseException, stopped: int) -> None:
     """End the command in words, where the error is one that is expected."""
     console = Console(stderr=True, soft_wrap=True)
     if stopped:
-        console.print("Stopped. The same command goes on from here.")
-        sys.exit(128 + stopped)
+        over = stopped not in STOPS[:2]
+        why = "The time is over" if over else "Stopped"
+        console.print(f"{why}. The same command goes on from here.")
+        sys.exit(OUT_OF_TIME if over else 128 + stopped)
     if isinstance(error, ValueError | RuntimeError | OSError):
         console.print(f"Error: {error}", markup=False, highlight=False)
         sys.exit(1)
@@ -280,6 +287,10 @@ def run(
         bool,
         typer.Option("--accept-old-fit", help="Take up finished fits of other code; records say."),
     ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Stop then, with exit status 75; the same command goes on from there."),
+    ] = None,
 ) -> None:
     """Run a chapter: `nuctut run 01 -p preset=lite -p seed=1`."""
     from nuctut.running import notebooks
@@ -290,7 +301,22 @@ def run(
         for known in notebooks.read_parameters(notebooks.find_chapter(chapter)).values():
             typer.echo(f"{known}  # {known.help}")
         return
+    if minutes is not None:
+        _alarm_after(minutes)
     typer.echo(notebooks.run_chapter(chapter, _pairs(parameter)))
+
+
+def _alarm_after(minutes: float) -> None:
+    """Let `Stop` end the command when a time is over; a fit has kept where it is.
+
+    Raises:
+        ValueError: When that is no time, or the system has no alarm.
+    """
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"minutes must be more than 0, not {minutes:g}.")
+    if not hasattr(signal, "setitimer"):
+        raise ValueError("minutes need an alarm, which this system has not: stop it with Ctrl-C.")
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
 
 
 class _RunByDefault(TyperGroup):
@@ -326,6 +352,7 @@ def sweep_run(
     workers: Annotated[
         int | None, typer.Option(help="Runs at once here; as many as cores and memory allow.")
     ] = None,
+    per_gpu: Annotated[int, typer.Option(help="Runs that share a GPU.")] = 1,
     threads: Annotated[
         int | None, typer.Option(help="Of each run; by default the cores are shared out.")
     ] = None,
@@ -350,6 +377,7 @@ def sweep_run(
     sweep = sweeps.plan(chapter, values, _pairs(parameter), folder)
     limit = cluster.seconds_of(time_limit)
     how = {"scheduler": scheduler, "workers": workers, "threads": threads, "limit": limit}
+    how["per_gpu"] = per_gpu
     how["certificates"] = cluster.Certificates.given(ca=tls_ca, cert=tls_cert, key=tls_key)
     if not cluster.carry_out(sweep, **how):
         raise typer.Exit(1)

@@ -1,7 +1,8 @@
 """Fitting a network: what it is fed, one `fit`, and what is kept of it.
 
 A fit can be killed at any moment and started again: everything random is a function of the seed and
-of the number of the update, and the state on disk is replaced in one step after every epoch.
+of the number of the update, and the state on disk is replaced in one step after every epoch, and
+within long ones about twice a minute.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ from nuctut.files import locked, own, read_text, replacing, write_json
 from nuctut.fits import FitResult, finished
 from nuctut.machine import (
     PRECISIONS,
+    cores,
     device_name,
     git_commit,
     peak_memory_gb,
@@ -40,6 +42,9 @@ from nuctut.machine import (
 from nuctut.targets import corner_tiles, dihedral, standardise
 
 GAMMA_STEP = 3  # pixels
+KEPT_EVERY = 30.0  # seconds within an epoch
+COMPILED_FROM = 2000  # updates on a GPU that a minute of compiling is worth
+UNSEEN = 16  # updates on a GPU whose losses are looked at together: each look waits for the device
 STEP, DECAY, LEAST_RATE = 1000, 0.95, 1e-5  # of the stepwise schedule: updates, factor, floor
 NO_CODE = "0" * 16  # the digest of code that nobody named
 ARITHMETIC = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -340,19 +345,19 @@ def _run(
     settings, last = keeper.settings, keeper.folder / fits.LAST
     if last.exists():
         fits.check_last(last)
-    sampler = _Order(train, settings)
-    keeper.images_per_epoch = len(sampler) * settings.devices
-    collate = getattr(train, "collate", None)
-    loader = DataLoader(train, settings.batch_size, sampler=sampler, collate_fn=collate)
+    keeper.order = sampler = _Order(train, settings)
+    collate, ahead = getattr(train, "collate", None), _ahead(_device(settings))
+    how = {"collate_fn": collate, **ahead}
+    loader = DataLoader(train, settings.batch_size, sampler=sampler, **how)
     checks = DataLoader(
         validation,
         min(4, settings.batch_size),
         sampler=[(i, i) for i in range(len(validation))],
-        collate_fn=collate,
+        **how,
     )
     module.total_updates = settings.epochs * len(loader)
     with warnings.catch_warnings():
-        # Loading by worker processes and logging are Lightning's concern, not this fit's.
+        # What Lightning says of loading, logging and resuming does not concern this fit.
         warnings.filterwarnings("ignore", module="lightning")
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         trainer = L.Trainer(
@@ -378,6 +383,18 @@ def _run(
         )
 
 
+def _ahead(device: str) -> dict[str, Any]:
+    """How batches are made ahead of their updates, as `DataLoader` takes it.
+
+    A GPU should never wait for them, so that processes of their own make them. On a CPU these would
+    take the cores that the updates need.
+    """
+    workers = min(8, cores() - 1) if device == "cuda" else 0
+    if not workers:
+        return {}
+    return {"num_workers": workers, "persistent_workers": True, "pin_memory": device == "cuda"}
+
+
 class _Fitting(L.LightningModule):
     """One network and its loss, as Lightning wants them."""
 
@@ -387,6 +404,8 @@ class _Fitting(L.LightningModule):
         self.loss = loss
         self.settings = settings
         self.total_updates = 0
+        self.unseen: list[tuple[int, list[str], Tensor]] = []  # update, keys and loss of batches
+        self.answer: Callable[[Tensor], Tensor] = self.model.forward  # in training
 
     def configure_optimizers(self) -> dict[str, Any]:
         convolutions = [m for m in self.model.modules() if isinstance(m, nn.Conv2d)]
@@ -406,6 +425,7 @@ class _Fitting(L.LightningModule):
             ],
             lr=self.settings.learning_rate,
             eps=1e-7,  # Keras' default, which the paper's "default hyperparameters" are
+            fused=True if self._on_gpu() else None,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._rate)
         return {
@@ -424,6 +444,12 @@ class _Fitting(L.LightningModule):
             return (step + 1) / warm_up
         falling = max(1, self.total_updates - warm_up)
         return (1 + math.cos(math.pi * (step - warm_up) / falling)) / 2
+
+    def on_fit_start(self) -> None:
+        """Compile what the updates of a long fit on a GPU compute, over and over, for one shape."""
+        if self._on_gpu() and self.loss is not None and self.total_updates >= COMPILED_FROM:
+            torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+            self.answer = torch.compile(self.model.forward)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # Dropout depends on the seed and the update alone, so that a resumed run repeats it.
@@ -445,18 +471,34 @@ class _Fitting(L.LightningModule):
         size = len(batch["key"])
         self.log("val_loss", self._loss(batch), prog_bar=True, batch_size=size, sync_dist=True)
 
+    def on_validation_epoch_end(self) -> None:
+        self.look()
+
     def _loss(self, batch: dict[str, Any]) -> Tensor:
         if self.loss is None:
             loss = self.model.loss(batch)
         else:
             image = batch["image"].contiguous(memory_format=torch.channels_last)
-            loss = self.loss(self.model(image), batch["classes"])
-        if not torch.isfinite(loss):
-            raise NonFiniteLoss(
-                f"the loss became {loss.item()} at update {self.global_step} on the images "
-                f"{', '.join(batch['key'])}; look at them, or lower learning_rate."
-            )
+            answer = self.answer if self.training else self.model
+            loss = self.loss(answer(image), batch["classes"])
+        self.unseen.append((self.global_step, batch["key"], loss.detach()))
+        if len(self.unseen) >= (UNSEEN if self._on_gpu() else 1):
+            self.look()
         return loss
+
+    def look(self) -> None:
+        """Stop at a loss that is not finite, among those that nobody has looked at yet."""
+        seen, self.unseen = self.unseen, []
+        if not seen or torch.isfinite(torch.stack([loss for *_, loss in seen])).all():
+            return
+        update, keys, loss = next(one for one in seen if not torch.isfinite(one[2]))
+        raise NonFiniteLoss(
+            f"the loss became {loss.item()} at update {update} on the images {', '.join(keys)}; "
+            "look at them, or lower learning_rate."
+        )
+
+    def _on_gpu(self) -> bool:
+        return next(self.model.parameters()).is_cuda
 
 
 class _Keeper(L.Callback):
@@ -465,19 +507,23 @@ class _Keeper(L.Callback):
     def __init__(self, folder: Path, settings: FitSettings, code: str) -> None:
         self.folder, self.settings, self.code = folder, settings, code
         self.precision = precision_on(_device(settings), settings.precision)
-        self.images_per_epoch = 0
+        self.order: _Order | None = None
         self.history: list[dict[str, float]] = []
+        self.within = 0  # updates of the epoch under way
+        self.loss = torch.zeros((), dtype=torch.float64)  # of these updates, summed over items
+        self.items = 0  # in them
         self.seconds = 0.0
         self.begun = time.perf_counter()
         self.started = _now()
         self.commits: list[str | None] = []
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("history", "seconds", "started", "commits")
+        names = ("history", "within", "loss", "items", "seconds", "started", "commits")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self.order.go_on(len(self.history), self.within)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.begun = time.perf_counter()
@@ -487,13 +533,33 @@ class _Keeper(L.Callback):
         if self._exhausted():
             trainer.should_stop = True
 
-    def on_train_epoch_end(self, trainer: L.Trainer, module: _Fitting) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: _Fitting, outputs: dict[str, Tensor], batch: Any, _: int
+    ) -> None:
+        """Count, and within an epoch keep the state from time to time."""
+        self.within += 1
+        size = len(batch["key"])
+        self.loss = self.loss.to(module.device) + size * outputs["loss"].detach().double()
+        self.items += size
+        # Several devices would have to agree on when.
+        late = time.perf_counter() - self.begun > KEPT_EVERY and self.settings.devices == 1
+        if late and self.within < trainer.num_training_batches:
+            module.look()
+            self._count_seconds()
+            self._save_last(trainer)
+
+    def _count_seconds(self) -> None:
         now = time.perf_counter()
         self.seconds += now - self.begun
         self.begun = now
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: _Fitting) -> None:
+        self._count_seconds()
+        loss = trainer.strategy.reduce(self.loss / self.items, reduce_op="mean")
+        self.within, self.loss, self.items = 0, torch.zeros_like(self.loss), 0
         row = {
             "step": trainer.global_step,
-            "train_loss": float(trainer.callback_metrics["train_loss"]),
+            "train_loss": float(loss),
             "val_loss": float(trainer.callback_metrics["val_loss"]),
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "seconds": self.seconds,
@@ -536,7 +602,7 @@ class _Keeper(L.Callback):
         device = str(trainer.strategy.root_device)
         return fits.Summary(
             updates=int(self.history[-1]["step"]),
-            images_seen=len(self.history) * self.images_per_epoch,
+            images_seen=len(self.history) * len(self.order) * self.settings.devices,
             seconds=self.seconds,
             weights=sum(w.numel() for w in module.model.parameters() if w.requires_grad),
             device=device_name(device),
@@ -564,9 +630,16 @@ class _Order(Sampler[tuple[int, int]]):
         if settings.updates is not None:
             self.count = settings.updates * settings.batch_size
         self.epoch = 0
+        self.begun = (0, 0)  # an epoch, and how many of this process's items were used in it
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def go_on(self, epoch: int, updates: int) -> None:
+        """Leave out what an epoch's first updates have used."""
+        # processes that make batches ahead begin before `set_epoch` is called
+        self.epoch = epoch
+        self.begun = epoch, updates * self.settings.batch_size
 
     def __len__(self) -> int:
         return self.count
@@ -580,7 +653,9 @@ class _Order(Sampler[tuple[int, int]]):
         else:
             rounds = [rng.permutation(self.items) for _ in range(-(-total // self.items))]
             order = np.concatenate(rounds)[:total]
-        for position in range(rank, total, self.world):
+        epoch, used = self.begun
+        first = rank + self.world * (used if epoch == self.epoch else 0)
+        for position in range(first, total, self.world):
             yield int(order[position]), self.epoch * total + position
 
 

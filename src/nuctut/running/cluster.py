@@ -160,7 +160,7 @@ def local_client(workers: int, devices: list[str]) -> Iterator[Client]:
 
     Args:
         workers: How many; one per device where there are any.
-        devices: GPUs; each is the "GPU" resource of one worker, which sees no other.
+        devices: GPUs, one for each worker, which sees no other; several may have the same.
     """
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
@@ -261,6 +261,7 @@ def carry_out(
     scheduler: str = "",
     certificates: Certificates | None = None,
     workers: int | None = None,
+    per_gpu: int = 1,
     threads: int | None = None,
     limit: float = UNITS["d"],
 ) -> bool:
@@ -271,6 +272,7 @@ def carry_out(
         scheduler: Address of a dask scheduler; by default workers are started on this machine.
         certificates: For a scheduler that speaks TLS.
         workers: How many of these; by default one per GPU, or as many as there is room for.
+        per_gpu: How many runs share a GPU; small networks leave most of a large one idle.
         threads: Per run; by default the cores are shared out among the workers.
         limit: Seconds that a run may take.
 
@@ -278,7 +280,7 @@ def carry_out(
         ValueError: When no scheduler answers, a number makes no sense, or there is no GPU here for
             runs that want one.
     """
-    for name, value in (("workers", workers), ("threads", threads)):
+    for name, value in (("workers", workers), ("per_gpu", per_gpu), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}.")
     if scheduler and workers:
@@ -294,9 +296,12 @@ def carry_out(
     else:
         for run in sweep.runs:
             notebooks.check_device(run.given)
-        devices = [] if _stays_on_cpu(sweep) else gpus()[:workers]
+        devices = [] if _stays_on_cpu(sweep) else (gpus() * per_gpu)[:workers]
         if devices and workers and workers > len(devices):
-            raise ValueError(f"There are {len(devices)} GPUs for {workers} workers.")
+            raise ValueError(
+                f"There are {len(devices) // per_gpu} GPUs for {workers} workers, {per_gpu} on "
+                "each: --per-gpu lets more of them share one."
+            )
         workers = len(devices) or workers or local_workers()
         threads = threads or max(1, machine.cores() // workers)
         connection = local_client(workers, devices)
