@@ -8,8 +8,8 @@ weights, on a coloured image of 1024 x 1024 pixels, as a whole, and in overlappi
 get the same network, tiles and precision. Then nuctut.postprocess beside itself with the steps of
 scipy and scikit-image that it does without, on a map of 520 x 696 pixels with touching nuclei.
 Rivals run in turns; the best of several rounds counts. Ends with status 1 if a goal or the numbers
-are missed: a second for the large image and the same probabilities as without tiles; labels in half
-the time of the plain steps, and the same ones.
+are missed: a second for the large image and the same probabilities as without tiles; labels
+1.5 times as fast as by the plain steps, and the same ones.
 """
 
 import argparse
@@ -40,7 +40,7 @@ GOAL = 1.0  # seconds for the whole image
 TOLERANCE = 0.02  # of a probability, in bf16
 SIZE, TILE, OVERLAP = 1024, 512, 224
 CHANNELS = (16, 32, 64, 128, 192)
-TWICE = 2.0  # as fast as with plain steps
+FASTER = 1.5  # times as fast as with plain steps
 FIELD = (520, 696)
 RULES = {
     "parted by lines": lambda: postprocess.parted_by_lines(6, 40, 0.97),
@@ -143,12 +143,12 @@ def compare_steps(console: Console, rounds: int) -> bool:
         times = best_times(rivals, rounds)
         found, expected = (one() for one in rivals.values())
         ratio = times["plain"] / times["nuctut"]
-        fast &= ratio >= TWICE
+        fast &= ratio >= FASTER
         agreed &= np.array_equal(found, expected)
         cells = [f"{1000 * time:.1f}" for time in times.values()]
         table.add_row(name, *cells, f"{ratio:.2f}x", str(found.max()))
     console.print(table)
-    console.print(f"labels in 1/{TWICE:g} of the time: {'yes' if fast else 'NO'}")
+    console.print(f"{FASTER:g} times as fast as plain steps: {'yes' if fast else 'NO'}")
     console.print(f"the same labels: {'yes' if agreed else 'NO'}")
     return fast and agreed
 
