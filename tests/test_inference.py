@@ -105,6 +105,26 @@ def test_of_the_tiles_of_mercadier_the_middle_counts():
     assert columns == {(0, 192), (192, 320), (320, 512)}
 
 
+@pytest.mark.parametrize(
+    ("length", "number", "side"),
+    [(1, 1, 16), (1024, 1, 1024), (1025, 2, 640), (1824, 2, 1024), (1825, 3, 768)],
+)
+def test_tiles_are_no_larger_than_their_number_asks_for(length, number, side):
+    """With tiles of 1024 that overlap by 224, n of them reach over 800·n + 224 pixels."""
+    echo = Echo()
+    image = np.random.default_rng(0).integers(0, 4096, (3, length), dtype=np.uint16)
+    result = predict(echo, image)
+    assert {shape for shape, _ in echo.seen} == {(1, 1, 16, side)}
+    assert len(echo.seen) == number_of_tiles(Echo(), image.shape) == number
+    np.testing.assert_allclose(result, echo_of(image), atol=1e-5)
+
+
+def test_an_overlap_that_is_asked_for_comes_with_the_tiles_that_are(network):
+    echo = Echo()
+    predict(echo, np.zeros((16, 1040)), overlap=224)
+    assert [shape for shape, _ in echo.seen] == [(1, 1, 16, 1024)] * 2
+
+
 def test_a_network_is_left_as_it_was_when_nobody_wants_more_tiles():
     echo = Echo().train()
     tiles = predict_tiles(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage as ndi
 from skimage.morphology import skeletonize
+from skimage.segmentation import expand_labels
 
 from nuctut import postprocess
 from nuctut.targets import BACKGROUND, NUCLEUS, SEPARATION, dihedral, three_classes
@@ -411,3 +414,85 @@ def test_denoisegs_threshold_is_on_the_nucleus_alone():
     counts = [postprocess.nuclei_above(t).labels(map_).max() for t in (0.5, 0.5625, 0.6, 0.6875)]
     assert counts == [2, 1, 1, 0]
     assert postprocess.nuclei_above(0.5, min_area=2).labels(map_).max() == 1
+
+
+# --- the same by the slow way --------------------------------------------------------------------
+
+
+def slow(monkeypatch) -> None:
+    """Each step by a library's function that looks at all of the image, and takes its time."""
+
+    def grown(labels, free, reach):
+        return np.where(free, expand_labels(labels, reach), labels)
+
+    steps = {
+        "most_probable": lambda chances: chances.argmax(0).astype(np.uint8),
+        "_depth": lambda mask: ndi.distance_transform_edt(mask).astype(np.float32),
+        "_dilated": lambda image, reach=1: ndi.maximum_filter(image, size=2 * reach + 1),
+        "_grown": grown,
+    }
+    for name, step in steps.items():
+        monkeypatch.setattr(postprocess, name, step)
+
+
+RULES = {
+    "lines": lambda: postprocess.parted_by_lines(6, 60, 0.6),
+    "borders": lambda: postprocess.parted_by_borders(0.4, 9),
+    "watershed": lambda: postprocess.parted_by_watershed(6, 9, 1.0),
+    "watershed, not smoothed": lambda: postprocess.parted_by_watershed(4, 0, 0.0),
+    "no watershed": lambda: postprocess.parted_by_watershed(np.inf, 9),
+}
+
+
+def blobs(shape: tuple[int, int], sigma: float, sharpness: float = 6) -> np.ndarray:
+    """(3, H, W) float32 probabilities of blobs as large as σ, in pixels, and lines in them."""
+    noise = np.random.default_rng(int(10 * sigma)).normal(size=(3, *shape))
+    smooth = ndi.gaussian_filter(noise, (0, sigma, sigma))
+    smooth *= sharpness / smooth.std()
+    smooth[SEPARATION] -= 1
+    return (np.exp(smooth) / np.exp(smooth).sum(0)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_labels_are_those_of_the_slow_way(name, monkeypatch, scene):
+    rng = np.random.default_rng(4)
+    places = np.column_stack([rng.uniform(0, 1, (30, 2)) * (150, 220), rng.uniform(3, 16, 30)])
+    crowd = three_classes(scene((150, 220), places)[1])
+    alone = np.zeros((30, 300), int)
+    alone[:, 20:60] = NUCLEUS  # from edge to edge
+    maps = [blobs((90, 131), sigma) for sigma in (0.7, 1.5, 3, 8)]
+    maps += [chances(drawn) for drawn in (crowd, alone, crowd[:1], crowd[:, :1], 0 * crowd)]
+    fast = [RULES[name]().labels(one) for one in maps]
+    slow(monkeypatch)
+    for one, found in zip(maps, fast, strict=True):
+        expected = RULES[name]().labels(one)
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype == np.int32
+
+
+def test_a_nucleus_that_is_wide_and_deep_is_parted_as_by_the_slow_way(monkeypatch):
+    mask = discs((200, 200, 150), (200, 420, 150), shape=(400, 620))
+    found = postprocess.part_by_watershed(mask, 50)
+    slow(monkeypatch)
+    np.testing.assert_array_equal(found, postprocess.part_by_watershed(mask, 50))
+    assert postprocess.components(found).max() == 2
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_of_labels_as_near_as_each_other_the_same_grows_as_in_the_library(data):
+    shape = data.draw(st.tuples(st.integers(1, 14), st.integers(1, 14)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    labels = rng.integers(1, 9, shape).astype(np.int32)
+    labels[rng.random(shape) > data.draw(st.sampled_from([0.03, 0.1, 0.3, 0.8]))] = 0
+    mask = rng.random(shape) < data.draw(st.sampled_from([0.5, 1.0]))
+    reach = data.draw(st.sampled_from([0, 1, 1.5, 2, 3, 5]))
+    expected = np.where(mask, expand_labels(labels, reach), 0)
+    np.testing.assert_array_equal(postprocess.give_back(labels, mask, reach), expected)
+
+
+def test_of_equal_chances_the_first_class_is_taken():
+    map_ = np.random.default_rng(0).integers(0, 3, (4, 40, 50)).astype(np.float32)
+    found = postprocess.most_probable(map_)
+    np.testing.assert_array_equal(found, map_.argmax(0))
+    assert found.dtype == np.uint8

@@ -449,6 +449,84 @@ def test_what_is_written_is_read(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def many(separations=False, **tags):
+    """Rows enough for a table, of a dozen measured images, each with the tags and its own."""
+    rng, measured = np.random.default_rng(5), []
+    true = squares((2, 2), (2, 12), (14, 3), (20, 20))
+    for number in range(12):
+        pred = np.roll(true, rng.integers(-3, 4, 2), (0, 1)) * (number > 0)
+        masks = {"separations_true": true == 1, "separations_pred": pred == 1}
+        how = {"seconds": float(rng.random())} | (masks if separations else {})
+        measured.append(records.image_row("", true, pred, **how))
+    made = []
+    for index in range(records.MANY + 1):
+        own = {"field": f"field {index // 6}", "z": str(index % 6)} | tags
+        made.append(copy.deepcopy(measured[index % 12]) | {"key": str(index), "tags": own})
+    return made
+
+
+def without_upper_sums(images):
+    """Rows without the sums of IoUs that a table leaves out."""
+    made = copy.deepcopy(images)
+    for one in made:
+        for name in records.THRESHOLD_KEYS[1:]:
+            one["match"][name].pop("iou_sum", None)
+    return made
+
+
+@pytest.mark.parametrize("separations", [True, False])
+def test_many_images_are_written_as_a_table_and_read_as_they_were(tmp_path, separations):
+    images = many(separations, kind="a/b.c")
+    path = records.write(record(images), tmp_path)
+    assert json.loads(path.read_text())["images"].keys() == {"columns", "texts", "rows"}
+    again = records.read(path)
+    assert again.images == without_upper_sums(images)
+    for metric in (*records.METRICS, *records.DERIVED):
+        before, after = (records.per_image(one, metric) for one in (images, again.images))
+        np.testing.assert_array_equal(before, after)
+    first = path.read_text()
+    assert records.write(again, tmp_path).read_text() == first  # and again the same
+
+
+def test_few_images_and_unlike_ones_are_written_one_by_one(tmp_path):
+    images = many()
+    assert records.read(records.write(record(images[:-1]), tmp_path)).images == images[:-1]
+    images[7]["tags"]["mood"] = "good"
+    assert records.read(records.write(record(images), tmp_path)).images == images
+
+
+def test_a_table_is_a_fraction_of_the_rows(tmp_path):
+    """Of a chapter's seed with sixteen networks, 300 images each, all fits into 1.5 MB."""
+    key = "IXMtest_A09_s1_w1CE70AD49-290D-4312-82E6-CDC717F3263"
+    images = []
+    for one in many(well="A09", site="1", focus="blurred", crowded="no"):
+        field = f"{key}{one['tags']['field']}"
+        images.append(one | {"key": f"{key}{one['key']}", "tags": one["tags"] | {"field": field}})
+    size = records.write(record(images), tmp_path).stat().st_size
+    assert size / len(images) < 270 < len(json.dumps(images)) / len(images) / 4
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda of: of["rows"][3].pop(), "images: expected a list, or a table"),
+        (lambda of: of["rows"].append(3), "images: expected a list, or a table"),
+        (lambda of: of.pop("texts"), "images must be a list"),
+        (lambda of: of["texts"].pop(), "images: expected a list, or a table"),
+        (lambda of: of["columns"].pop(1), "images: expected a list, or a table"),
+        (lambda of: of["columns"].__setitem__(2, ["mood"]), r"images\.0\.n_true is missing"),
+        (lambda of: of["rows"][2].__setitem__(1, -1), r"images\.2 must be 0 or more, not -1"),
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path, change, reason):
+    path = records.write(record(many()), tmp_path)
+    payload = json.loads(path.read_text())
+    change(payload["images"])
+    path.write_text(json.dumps(payload))
+    with pytest.raises(files.Malformed, match=rf"--s0\.json: {reason}"):
+        records.read(path)
+
+
 def test_a_score_that_is_not_there_is_null_in_the_file_and_nan_in_memory(tmp_path):
     images = [row("a", 3, separations=False)]
     path = records.write(record(images), tmp_path)

@@ -182,7 +182,8 @@ def _place(error: Mapping[str, Any], content: Any) -> str:
         try:
             content = content[part]
         except (TypeError, LookupError):
-            if error["type"] != "missing" or part is not error["loc"][-1]:
+            is_missing = error["type"] == "missing" and part is error["loc"][-1]
+            if not is_missing and not (names and isinstance(part, int)):  # a row of a table
                 continue
         names.append(str(part))
     return ".".join(names) or WHOLE

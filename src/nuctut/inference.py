@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise, product
 
 import numpy as np
@@ -16,6 +16,7 @@ from nuctut.machine import precision_on
 from nuctut.targets import standardise
 
 Span = tuple[int, int]  # first row or column, and the one after the last
+Tile = tuple[int, int, int, int]  # along one side: the span of it, and of what is taken from it
 OVERLAP = 224  # pixels, or the next that fits the network's stride
 
 
@@ -37,8 +38,9 @@ def predict(
         image: (H, W) or (H, W, channels) intensities, any real dtype.
         normalise: Applied to the whole image first.
         tile: Side of a tile in pixels, a multiple of the stride; smaller images are one tile.
-        overlap: How far neighbouring tiles overlap, in pixels, a multiple of twice the stride; None
-            is the first such multiple from 224 on.
+        overlap: How far neighbouring tiles overlap, in pixels, a multiple of twice the stride. None
+            is the first such multiple from 224 on; tiles are then made as small as their number
+            allows, since what they overlap further is predicted for nothing.
         batch_size: Tiles per forward pass.
         precision: Of `machine.precision_on`; bf16 is autocast.
 
@@ -58,6 +60,9 @@ def predict(
     for rows, columns, chances in predict_tiles(
         model, lambda y, x: pixels[slice(*y), slice(*x)], image.shape[:2], **how
     ):
+        if chances.shape[1:] == image.shape[:2]:  # the only tile
+            result = chances
+            continue
         if result is None:
             result = np.empty((len(chances), *image.shape[:2]), np.float32)
         result[:, slice(*rows), slice(*columns)] = chances
@@ -93,15 +98,9 @@ def predict_tiles(
     Raises:
         ValueError: When tile and overlap do not fit the stride, or the precision is unknown.
     """
-    stride, overlap = model.stride, _overlap(model, overlap)
-    if tile % stride or overlap % (2 * stride) or not 0 <= overlap < tile:
-        raise ValueError(
-            f"tile must be a multiple of {stride}, and overlap one of {2 * stride} below it; "
-            f"got tile={tile}, overlap={overlap}."
-        )
+    lines = _padded(shape, model.stride)
+    tiles = _tiles(model, lines, tile, overlap)
     precision = precision_on(str(next(model.parameters()).device), precision)
-    lines = _padded(shape, stride)
-    tiles = list(product(*(list(_spans(len(line), tile, overlap)) for line in lines)))
     was_training = model.training
     model.eval()
     try:
@@ -120,13 +119,32 @@ def number_of_tiles(
     model: nn.Module, shape: tuple[int, int], *, tile: int = 1024, overlap: int | None = None
 ) -> int:
     """How many tiles `predict_tiles` makes of an image."""
-    lines, overlap = _padded(shape, model.stride), _overlap(model, overlap)
-    return math.prod(len(list(_spans(len(line), tile, overlap))) for line in lines)
+    return len(_tiles(model, _padded(shape, model.stride), tile, overlap))
 
 
-def _overlap(model: nn.Module, overlap: int | None) -> int:
-    step = 2 * model.stride
-    return -(-OVERLAP // step) * step if overlap is None else overlap
+def _tiles(
+    model: nn.Module, lines: Iterable[np.ndarray], tile: int, overlap: int | None
+) -> list[tuple[Tile, Tile]]:
+    """Rows and columns of each tile of a padded image; for the rest, see `predict`."""
+    stride, even = model.stride, overlap is None
+    if overlap is None:
+        overlap = _up_to(2 * stride, OVERLAP)
+    if tile % stride or overlap % (2 * stride) or not 0 <= overlap < tile:
+        raise ValueError(
+            f"tile must be a multiple of {stride}, and overlap one of {2 * stride} below it; "
+            f"got tile={tile}, overlap={overlap}."
+        )
+
+    def side(length: int) -> int:
+        number = max(1, math.ceil((length - overlap) / (tile - overlap)))
+        return _up_to(stride, (length + (number - 1) * overlap) / number) if even else tile
+
+    lengths = [len(line) for line in lines]
+    return list(product(*(list(_spans(length, side(length), overlap)) for length in lengths)))
+
+
+def _up_to(multiple: int, length: float) -> int:
+    return math.ceil(length / multiple) * multiple
 
 
 def _chances(model: nn.Module, tiles: list[np.ndarray], precision: str) -> np.ndarray:
@@ -164,8 +182,9 @@ def _at(
 def fold_normalisation(model: nn.Module) -> nn.Module:
     """A copy for prediction alone, batch normalisation folded into the convolution before it.
 
-    It gives the same probabilities up to rounding, with fewer passes over memory. Networks without
-    batch normalisation come back as they are, copied.
+    It gives the same probabilities up to rounding, with fewer passes over memory; so do activations
+    that overwrite what a convolution gave. Networks without batch normalisation come back with the
+    same weights, copied.
     """
     folded = copy.deepcopy(model).eval()
     for block in folded.modules():
@@ -175,10 +194,13 @@ def fold_normalisation(model: nn.Module) -> nn.Module:
             if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
                 block[index] = fuse_conv_bn_eval(first, second)
                 block[index + 1] = nn.Identity()
+        for first, second in pairwise(one for one in block if not isinstance(one, nn.Identity)):
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.ReLU | nn.SELU):
+                second.inplace = True
     return folded
 
 
-def _spans(length: int, tile: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:
+def _spans(length: int, tile: int, overlap: int) -> Iterator[Tile]:
     """Start and end of each tile along one axis, and of the part that is taken from it."""
     if length <= tile:
         yield 0, length, 0, length

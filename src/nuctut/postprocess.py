@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 from scipy import ndimage as ndi
 from scipy.spatial import KDTree
 from skimage.feature import peak_local_max
 from skimage.morphology import skeletonize
-from skimage.segmentation import expand_labels, relabel_sequential, watershed
+from skimage.segmentation import relabel_sequential, watershed
 
 from .neighbours import centres
 from .targets import BACKGROUND, NUCLEUS, SEPARATION
@@ -21,6 +23,7 @@ CROSS = ndi.generate_binary_structure(2, 1)
 SWELLING = 1  # pixels
 BAND = 16  # pixels; with 8, lines differ in one image of ten by a few pixels
 SMOOTHING = 2.0  # pixels
+DEEPEST = 127  # pixels; the squares of two such sides, added up, fit into 16 bits
 LINES_REACH = 128  # pixels; thinning a band of 16 is felt no further, see the tests
 
 
@@ -80,8 +83,9 @@ class LabelRule:
         """Labels of which the small ones, (N + 1,) bool, have grown into the background."""
         if not small.any():
             return labels
-        grown = expand_labels(np.where(small[labels], labels, 0), SWELLING)
-        return np.where((labels == 0) & (classes == BACKGROUND), grown, labels).astype(np.int32)
+        free = (labels == 0) & (classes == BACKGROUND)
+        grown = _grown(np.where(small[labels], labels, 0), free, SWELLING)
+        return np.where(free, grown, labels).astype(np.int32)
 
     def filled(self, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Labels that have grown into what is not background."""
@@ -100,7 +104,7 @@ def parted_by_lines(min_area: int = 0, small_area: int = 0, certainty: float = 1
     """
 
     def classes(probabilities: np.ndarray) -> np.ndarray:
-        most = probabilities.argmax(0).astype(np.uint8)
+        most = most_probable(probabilities)
         if small_area:
             most[(most == NUCLEUS) & (1 - probabilities[BACKGROUND] >= certainty)] = CERTAIN
         return most
@@ -139,7 +143,7 @@ def parted_by_borders(threshold: float = 0.5, min_area: int = 0, growth: int = 3
     """
 
     def classes(probabilities: np.ndarray) -> np.ndarray:
-        border = probabilities.argmax(0) != BACKGROUND
+        border = most_probable(probabilities) != BACKGROUND
         sure = probabilities[NUCLEUS] > threshold
         return np.where(sure, NUCLEUS, border * SEPARATION).astype(np.uint8)
 
@@ -172,7 +176,7 @@ def parted_by_watershed(
     if not distance > 0:
         raise ValueError(f"distance must be above 0 pixels, not {distance}.")
     return LabelRule(
-        classes=lambda probabilities: probabilities.argmax(0).astype(np.uint8),
+        classes=most_probable,
         cores=lambda classes: part_by_watershed(classes == NUCLEUS, distance, smoothing),
         reach=LINES_REACH,  # a nucleus that is larger may be parted otherwise at a window's edge
         min_area=min_area,
@@ -211,7 +215,20 @@ def nuclei(probabilities: np.ndarray, min_area: int = 0) -> np.ndarray:
     """
     if probabilities.ndim != 3 or probabilities.shape[0] != 3:
         raise ValueError(f"probabilities must be (3, H, W), not {probabilities.shape}.")
-    return from_classes(probabilities.argmax(0), min_area)
+    return from_classes(most_probable(probabilities), min_area)
+
+
+def most_probable(probabilities: np.ndarray) -> np.ndarray:
+    """(H, W) uint8, the most probable of the classes of (C, H, W); of equal ones, the first.
+
+    It is `argmax` over the classes, in passes that a processor takes many pixels at a time.
+    """
+    highest = probabilities[0]
+    most = np.zeros(highest.shape, np.uint8)
+    for number, chance in enumerate(probabilities[1:], start=1):
+        np.copyto(most, number, where=chance > highest)
+        highest = np.maximum(highest, chance)
+    return most
 
 
 def from_classes(classes: np.ndarray, min_area: int = 0) -> np.ndarray:
@@ -276,13 +293,39 @@ def part_by_watershed(
     Returns:
         (H, W) bool mask, without the pixels of the cuts, one pixel wide.
     """
-    depth = ndi.distance_transform_edt(mask).astype(np.float32)
-    depth = ndi.gaussian_filter(depth, smoothing, truncate=3)
+    result = mask.copy()
+    if math.isinf(distance):  # leaves one marker in each piece
+        return result
+    depth = ndi.gaussian_filter(_depth(mask), smoothing, truncate=3)
     pieces, count = ndi.label(mask)
     tops, of_piece = _markers(depth, pieces, distance)
-    several = np.bincount(of_piece, minlength=count + 1) > 1
-    basins = watershed(-depth, tops, mask=several[pieces])
-    return mask & ~_first_of_two(basins)
+    several = (np.bincount(of_piece, minlength=count + 1) > 1)[pieces]
+    for box in ndi.find_objects(several.view(np.uint8)):  # one around all of them, or none
+        basins = watershed(-depth[box], tops[box], mask=several[box])
+        result[box] &= ~_first_of_two(basins)
+    return result
+
+
+def _depth(mask: np.ndarray) -> np.ndarray:
+    """(H, W) float32 distances to the background, in pixels; the image's edge is none.
+
+    They are those of `distance_transform_edt`, found by columns and then by rows, which for pieces
+    no higher than nuclei takes a fraction of the time.
+    """
+    rows, far = np.arange(len(mask), dtype=np.int32)[:, None], len(mask) + DEEPEST
+    above = np.maximum.accumulate(np.where(mask, -far, rows), axis=0)
+    below = np.minimum.accumulate(np.where(mask, 2 * far, rows)[::-1], axis=0)[::-1]
+    away = np.minimum(rows - above, below - rows)
+    if away.max(initial=0) > DEEPEST:
+        return ndi.distance_transform_edt(mask).astype(np.float32)
+    column = np.square(away.astype(np.int16))
+    squares, step = column.copy(), 1
+    while step**2 < squares.max(initial=0) and step < mask.shape[1]:
+        beside = column + np.int16(step**2)
+        np.minimum(squares[:, step:], beside[:, :-step], out=squares[:, step:])
+        np.minimum(squares[:, :-step], beside[:, step:], out=squares[:, :-step])
+        step += 1
+    return np.sqrt(squares, dtype=np.float32)
 
 
 def _first_of_two(labels: np.ndarray) -> np.ndarray:
@@ -298,7 +341,7 @@ def _markers(
     depth: np.ndarray, pieces: np.ndarray, distance: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The maxima that are kept, (H, W) int32, each a numbered plateau; and the piece of each."""
-    tops, count = ndi.label((depth == ndi.maximum_filter(depth, size=3)) & (pieces > 0), SQUARE)
+    tops, count = ndi.label((depth == _dilated(depth)) & (pieces > 0), SQUARE)
     inside = np.flatnonzero(tops)
     at = np.empty(count + 1, int)
     at[tops.flat[inside]] = inside  # a pixel of each
@@ -351,7 +394,28 @@ def give_back(labels: np.ndarray, mask: np.ndarray, reach: float = 3) -> np.ndar
     Returns:
         (H, W) int32 labels.
     """
-    return np.where(mask, expand_labels(labels, reach), 0).astype(np.int32)
+    return np.where(mask, _grown(labels, mask & (labels == 0), reach), 0).astype(np.int32)
+
+
+def _grown(labels: np.ndarray, free: np.ndarray, reach: float) -> np.ndarray:
+    """Labels grown into the pixels of a mask, each of which goes to the nearest one within reach.
+
+    Of labels as near as each other, that of the pixel furthest to the left is taken, then of the
+    topmost: `expand_labels` gives the same, by way of every pixel's distance to its nucleus.
+    """
+    margin = int(reach)
+    sides = range(-margin, margin + 1)
+    steps = [(dy**2 + dx**2, dx, dy) for dy, dx in product(sides, sides)]
+    wide = np.pad(labels, margin)
+    empty = np.flatnonzero(free & _dilated(labels > 0, margin))
+    place = empty + margin * (1 + wide.shape[1] + 2 * (empty // labels.shape[1]))
+    grown = labels.copy()
+    for square, dx, dy in sorted(steps):
+        if square <= reach**2:
+            found = wide.ravel()[place + dy * wide.shape[1] + dx]
+            grown.ravel()[empty] = found
+            empty, place = empty[found == 0], place[found == 0]
+    return grown
 
 
 def drop_border(labels: np.ndarray) -> np.ndarray:
@@ -374,7 +438,7 @@ def separation_lines(classes: np.ndarray) -> np.ndarray:
     inside &= ~_dilated(classes == SEPARATION)
     # Far from the nuclei the skeleton is of no concern, and thinning a wide background takes most
     # of the time: a band around them gives the same lines inside the nuclei.
-    near = ndi.maximum_filter(inside, size=2 * BAND + 1)
+    near = _dilated(inside, BAND)
     return _dilated(skeletonize(~inside & near))
 
 
@@ -390,6 +454,17 @@ def _renumbered(labels: np.ndarray, keep: np.ndarray) -> np.ndarray:
     return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[labels]
 
 
-def _dilated(mask: np.ndarray) -> np.ndarray:
-    """A mask dilated by a 3×3 square; the filter is twice as fast as binary_dilation."""
-    return ndi.maximum_filter(mask, size=3)
+def _dilated(image: np.ndarray, reach: int = 1) -> np.ndarray:
+    """The highest value, 0 or more, in the square around each pixel; of a mask, its dilation.
+
+    As a maximum filter of 2·reach + 1 pixels, but by shifts that double.
+    """
+    size = 2 * reach + 1
+    for axis in (0, 1):
+        margins = [(reach, reach) if side == axis else (0, 0) for side in (0, 1)]
+        lines, seen = np.moveaxis(np.pad(image, margins), axis, 0), 1
+        while seen < size:
+            shift = min(seen, size - seen)
+            lines, seen = np.maximum(lines[:-shift], lines[shift:]), seen + shift
+        image = np.moveaxis(lines, 0, axis)
+    return image
