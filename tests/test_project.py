@@ -4,6 +4,7 @@ import json
 import re
 import statistics
 import tomllib
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -164,6 +165,7 @@ if "google.colab" in str(get_ipython()):
     %cd -q /content/nuctut/book"""
 
 
+LABEL = re.compile(r"^(?:\(|:label: )([\w-]+)(?:\)=)?$", re.MULTILINE)
 LINKED = re.compile(r"^  (doi|url) +=", re.MULTILINE)
 
 
@@ -233,6 +235,17 @@ def test_every_picture_has_a_caption_that_says_what_to_see(chapter):
             assert shown["figure"]["caption"][-1] in ".?", cell.source
             assert shown["figure"]["name"].startswith("fig-")
             assert "say(" not in cell.source and "print(" not in cell.source
+
+
+def test_no_label_stands_twice_in_the_book():
+    """Whoever refers to one would else be led to either."""
+    labels = []
+    for path in sorted((ROOT / "book").glob("*.ipynb")):
+        for cell in notebooks.read_notebook(path).cells:
+            shown = cell.metadata.get("mystnb", {}).get("figure", {})
+            labels += [shown["name"]] if "name" in shown else []
+            labels += LABEL.findall(cell.source)
+    assert [label for label, times in Counter(labels).items() if times > 1] == []
 
 
 @pytest.mark.built
