@@ -167,7 +167,7 @@ def test_sweep_takes_its_grid_from_options_and_from_a_file(nuctut, project, monk
     plan, how = asked
     assert plan == ("01", {"rate": [0.1, 0.2], "seed": ["1", "2"]}, {"preset": "smoke"}, None)
     certificates = how.pop("certificates")
-    assert how == {"scheduler": "", "workers": 3, "threads": None, "limit": 7200.0}
+    assert how == {"scheduler": "", "workers": 3, "threads": None, "limit": 7200.0, "per_gpu": 1}
     assert certificates is None
     monkeypatch.setattr(cluster, "carry_out", lambda *_, **how: True)
     assert nuctut("sweep", "run", "01", "-g", "seed=1")[0] == 0, "the long way to say it"
