@@ -392,7 +392,7 @@ def _ahead(device: str) -> dict[str, Any]:
     workers = min(8, cores() - 1) if device == "cuda" else 0
     if not workers:
         return {}
-    return {"num_workers": workers, "persistent_workers": True, "pin_memory": device == "cuda"}
+    return {"num_workers": workers, "persistent_workers": True, "pin_memory": True}
 
 
 class _Fitting(L.LightningModule):
