@@ -31,7 +31,7 @@ def bright(image: np.ndarray, seen: list | None = None) -> np.ndarray:
 
 
 def method(**changes) -> Method:
-    about = {"name": "bright", "knows": "dark", "size": 20.0, "learned_from": "bbbc039"}
+    about = {"name": "bright", "knows": "dark", "size": 20.0, "learned_from": ("bbbc039",)}
     about |= {"as_taken": ("bbbc039",), "labels": bright, "estimate": None, "record": None}
     return Method(**about | changes)
 
@@ -113,7 +113,7 @@ def test_neuroblastoma_is_tested_on_what_the_whole_set_does_not_teach():
 
 @pytest.mark.parametrize("name", ["tnbc", "monuseg"])
 def test_who_learned_from_a_set_that_is_tested_whole_has_no_cell_in_it(name):
-    learned = method(learned_from=name)
+    learned = method(learned_from=(name,))
     assert not learned.may_be_tested_on(name)
     assert learned.may_be_tested_on("bbbc039") and method().may_be_tested_on(name)
     planned = common_ground.plan([learned], common_ground.TEST_SETS, {})

@@ -15,7 +15,7 @@ from nuctut.comparison import Column
 A, B = Column("A", ("bbbc039",), about="cells"), Column("B", ("tnbc",), about="tissue")
 
 
-def measured(method, data, *counts, learned_from="", way="as taken", seconds=0.5, **more):
+def measured(method, data, *counts, learned_from=(), way="as taken", seconds=0.5, **more):
     """A record of this method on a data set, with images of (tp, fp, fn)."""
     images = [one | {"tags": {"sees": "as it is"}, "seconds": seconds} for one in rows(*counts)]
     made = record(images, variant=f"{method}-on-{data}", name=data)
@@ -28,7 +28,7 @@ def three():
     """Good at home alone, good everywhere, and as good but slower."""
     good, bad = [(9, 1, 1)] * 8, [(3, 7, 7)] * 8
     made = [
-        measured("local", "bbbc039", *[(10, 0, 0)] * 8, learned_from="bbbc039", seconds=1.0),
+        measured("local", "bbbc039", *[(10, 0, 0)] * 8, learned_from=("bbbc039",), seconds=1.0),
         measured("local", "tnbc", *bad, seconds=1.0),
         measured("steady", "bbbc039", *good),
         measured("steady", "tnbc", *good),

@@ -221,7 +221,7 @@ def test_the_test_image_is_simulated_and_never_of_the_data_on_disk(package, monk
     name, path = package
     monkeypatch.setattr(datasets, "load", None)  # whoever looks for data, fails
     data = "bbbc039" if name == "three-classes" else "dsb2018"
-    expected = channels_first(export._simulated_image(data)).astype(np.float32)
+    expected = channels_first(export._simulated_image(datasets.REGISTRY[data])).astype(np.float32)
     np.testing.assert_array_equal(np.load(io.BytesIO(content(path, "test-input.npy")))[0], expected)
 
 

@@ -189,7 +189,7 @@ def _about(column: Column, records: Sequence[Record], rows: Sequence[Row]) -> di
     return {
         "images": len(rows),
         "nuclei": sum(row["n_true"] for row in rows),
-        "home": any(one.parameters["learned_from"] == one.data["name"] for one in of),
+        "home": any(one.data["name"] in one.parameters["learned_from"] for one in of),
         "way": ", ".join(dict.fromkeys(one.parameters["way"] for one in of)),
         "sees": ", ".join(sorted({row["tags"].get("sees", "") for row in rows} - {""})),
         "files": ", ".join(one.name for one in of),

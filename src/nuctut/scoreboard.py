@@ -386,6 +386,14 @@ def published(name: str) -> Published:
     return read_published(known[name])
 
 
+def rebuilt(experiment: str) -> str:
+    """What the chapter of an experiment rebuilds, in words: a paper, or what all have to say."""
+    if experiment not in _files():
+        return "the ideas of five papers in one network"
+    paper = published(experiment)
+    return f"{paper.authors}, *{paper.title}*"
+
+
 def _files() -> dict[str, Path]:
     folder = Path(__file__).with_name("published")
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}

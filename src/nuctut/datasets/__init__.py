@@ -106,6 +106,17 @@ def simulated_root() -> Path:
     return cache_root() / "simulated"
 
 
+def specs(name: str) -> list[DatasetSpec]:
+    """The data sets that samples of this name are of, see `SampleSet.joined`; none if unknown."""
+    return [REGISTRY[one] for one in name.split(" and ") if one in REGISTRY]
+
+
+def pixel_size(name: str) -> float | None:
+    """Side of a pixel in samples of this name, in µm; None where it differs or is not known."""
+    sides = {spec.pixel_size for spec in specs(name)}
+    return sides.pop() if len(sides) == 1 else None
+
+
 def load(name: str, split: str, source: str = "auto", annotation: str | None = None) -> SampleSet:
     """A split of a data set; images are read when asked for.
 

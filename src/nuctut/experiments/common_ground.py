@@ -114,7 +114,7 @@ class Method:
         name: As in records.
         knows: The ground that nuclei have in what it learned from.
         size: Mean diameter of the nuclei that it learned from, in pixels; None of many sizes.
-        learned_from: Name of that data set; empty for the classical pipeline.
+        learned_from: Names of those data sets; none of the classical pipeline.
         as_taken: Data sets whose images have the size that it learned from.
         labels: Image at its size → (h, w) int32 labels.
         estimate: Image → factor to its size.
@@ -124,7 +124,7 @@ class Method:
     name: str
     knows: views.Ground
     size: float | None
-    learned_from: str
+    learned_from: tuple[str, ...]
     as_taken: tuple[str, ...]
     labels: Callable[[np.ndarray], np.ndarray]
     estimate: Callable[[np.ndarray], float] | None
@@ -133,7 +133,7 @@ class Method:
     def may_be_tested_on(self, data: str) -> bool:
         """Whether it has not seen what is tested on of this set; see the head of this module."""
         spec = datasets.REGISTRY.get(data)
-        return data != self.learned_from or not (spec and spec.all_tested)
+        return data not in self.learned_from or not (spec and spec.all_tested)
 
     def way(self, data: str = "") -> Way:
         """How it is shown images of a data set; of one that is not known, as of any other."""
@@ -169,27 +169,29 @@ def _classical() -> Method:
 
     size = SIZES["bbbc039"]
     estimate = partial(estimated_factor, labels, diameter=size)
-    return Method(CLASSICAL, "dark", size, "", ("bbbc039",), labels, estimate, None)
+    return Method(CLASSICAL, "dark", size, (), ("bbbc039",), labels, estimate, None)
 
 
 def _of_network(folder: Path, record: records.Record, device: str) -> Method:
     data, trained = fits.read_description(folder).data["name"], load(folder, device)
+    sets = tuple(spec.name for spec in datasets.specs(data))
     size = trained.diameter or SIZES.get(data)
-    as_taken = () if trained.diameter else ALIKE.get(data, (data,))
-    ground = GROUNDS.get(data, "dark")
+    as_taken = () if trained.diameter else ALIKE.get(data, sets)
+    grounds = {GROUNDS.get(name, "dark") for name in sets}
+    ground = grounds.pop() if len(grounds) == 1 else "both"
     estimate = _estimate(trained, size)
-    how = (ground, size, data, as_taken, trained, estimate, record)
+    how = (ground, size, sets, as_taken, trained, estimate, record)
     return Method(folder.name, *how)
 
 
 def _estimate(trained: Trained, size: float | None) -> Callable[[np.ndarray], float] | None:
     if size is None:
         return None
-    if trained.diameter is None:
-        return lambda image: estimated_factor(
-            lambda pixels: trained.labels(trained.channelled(pixels)), image, size
-        )
-    return lambda image: many_tissues.scale_of(trained, trained.channelled(image))
+    if trained.experiment is many_tissues and trained.diameter:
+        return lambda image: many_tissues.scale_of(trained, trained.channelled(image))
+    return lambda image: estimated_factor(
+        lambda pixels: trained.labels(trained.channelled(pixels)), image, size
+    )
 
 
 def segment(

@@ -35,6 +35,7 @@ NAMES = (
     "many_tissues",
     "partial_labels",
     "through_blur",
+    "one_recipe",
 )
 ACCEPT = "NUCTUT_ACCEPT_OLD_FIT"
 CODE_DIGITS = 6  # at the end of a fit's key

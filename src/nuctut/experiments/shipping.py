@@ -26,7 +26,7 @@ SCORES = ("f1_50", "mean_average_precision", "object_jaccard", "pixel_iou_per_im
 WORDS = """# {variant}: {network}
 
 Finds the nuclei of cells in microscope images. It comes with the book *nuctut*, whose chapter
-`{chapter}` rebuilds {authors}, *{title}*.
+`{chapter}` rebuilds {rebuilt}.
 
 **Learned from** {images} images of {data} ({licence}), preset {preset}, seed {seed}, at commit
 {commit}. {pixel}
@@ -171,7 +171,7 @@ def ship(folder: Path) -> Path:
 
 
 def _card(record: Record, made: fits.Description) -> str:
-    paper, spec = scoreboard.published(made.experiment), datasets.REGISTRY[made.data["name"]]
+    specs = datasets.specs(made.data["name"])
     names = [scoreboard.METRIC_NAMES[name] for name in SCORES]
     kinds = ""
     if all("modality" in row.get("tags", {}) for row in record.images):
@@ -182,30 +182,32 @@ def _card(record: Record, made: fits.Description) -> str:
         variant=record.variant,
         network=record.parameters["network"],
         chapter=record.chapter,
-        authors=paper.authors,
-        title=paper.title,
+        rebuilt=scoreboard.rebuilt(made.experiment),
         images=made.data["images"],
-        data=spec.title,
-        licence=spec.licence,
+        data=", ".join(spec.title for spec in specs),
+        licence=", ".join(dict.fromkeys(spec.licence for spec in specs)),
         preset=record.preset,
         seed=made.seed,
         commit=record.fit["git_commit"],
-        pixel=_scale(spec, diameter_of(experiment_of(made, root()), record.variant)),
+        pixel=_scale(
+            datasets.pixel_size(made.data["name"]),
+            diameter_of(experiment_of(made, root()), record.variant),
+        ),
         test=scoreboard.describe(record),
         record=scoreboard.file_of(record),
         head=" | ".join(names),
         line=" | ".join("---:" for _ in names),
         row=" | ".join(f"{record.scores[name]:.3f}" for name in SCORES),
         by_kind=kinds,
-        citation=spec.citation,
+        citation=" ".join(spec.citation for spec in specs),
         sha256=record.fit["weights_sha256"],
     )
 
 
-def _scale(spec: datasets.DatasetSpec, diameter: float | None) -> str:
+def _scale(pixel_size: float | None, diameter: float | None) -> str:
     """What it knows of the size of nuclei, as a sentence for the card."""
     if diameter is None:
-        return f"It knows pixels of {spec.pixel_size} µm." if spec.pixel_size else ""
+        return f"It knows pixels of {pixel_size} µm." if pixel_size else ""
     return (
         f"It knows nuclei {diameter:g} pixels wide: say how wide those of your images are "
         "(`nuctut predict --diameter`), and they are rescaled."

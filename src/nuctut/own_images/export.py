@@ -153,14 +153,14 @@ def _taken_up(folder: Path) -> _Exported:
             "cannot be exported; use `nuctut predict` for it."
         )
     made = fits.read_description(folder)
-    return _Exported(trained, made, _simulated_image(made.data["name"]))
+    first = datasets.specs(made.data["name"])[0]
+    return _Exported(trained, made, trained.channelled(_simulated_image(first)))
 
 
-def _simulated_image(name: str) -> np.ndarray:
+def _simulated_image(spec: datasets.DatasetSpec) -> np.ndarray:
     """An invented image of a data set: real ones are not ours to hand round."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = datasets.simulate(name, Path(scratch) / name, shape=EXAMPLE_SHAPE)
-        spec = datasets.REGISTRY[name]
+        folder = datasets.simulate(spec.name, Path(scratch) / spec.name, shape=EXAMPLE_SHAPE)
         image = spec.read(folder, spec.split_keys(folder, "test")[0]).image
     return image[: EXAMPLE_SHAPE[0], : EXAMPLE_SHAPE[1]]
 
@@ -308,8 +308,16 @@ def _output(fit: _Exported, test: Path) -> Any:
 
 def _pixel(fit: _Exported) -> dict[str, Any]:
     """Side of a pixel as an axis states it, where it is known."""
-    side = datasets.REGISTRY[fit.made.data["name"]].pixel_size
+    side = datasets.pixel_size(fit.made.data["name"])
     return {} if side is None else {"scale": side, "unit": "micrometer"}
+
+
+def _knows(fit: _Exported) -> str:
+    """What size of nuclei it knows, as a sentence with a space before it, where that is known."""
+    if width := fit.trained.diameter:
+        return f" It knows nuclei {width:g} pixels wide on average: rescale your images to that."
+    side = datasets.pixel_size(fit.made.data["name"])
+    return f" It knows pixels of {side} µm." if side else ""
 
 
 def _classes(fit: _Exported) -> list[str]:
@@ -344,7 +352,7 @@ def _learned(fit: _Exported) -> str:
 README = """# {name}
 
 A network that finds the nuclei of cells in microscopy images, trained and exported with `nuctut`.
-It follows {authors}, "{title}", and is no work of theirs. {learned}
+It follows {rebuilt}, and is no work of theirs. {learned}
 
 ## What it takes and gives
 
@@ -409,8 +417,7 @@ SCALES = {
 def _readme(fit: _Exported) -> str:
     """What whoever is handed the package should know of it, as Markdown."""
     made, trained = fit.made, fit.trained
-    spec = datasets.REGISTRY[made.data["name"]]
-    paper = scoreboard.published(made.experiment)
+    specs = datasets.specs(made.data["name"])
     classes = _classes(fit)
     simulated = made.data["source"] == "simulated"
     words = made.settings | {"growth": trained.rule.growth, "largest": fit.largest}
@@ -418,21 +425,22 @@ def _readme(fit: _Exported) -> str:
         **{name: getattr(made, name) for name in ("variant", "experiment", "seed")},
         **{name: getattr(trained.fit, name) for name in ("updates", "seconds", "device")},
         name=_name(made),
-        authors=paper.authors,
-        title=paper.title,
+        rebuilt=scoreboard.rebuilt(made.experiment),
         learned=_learned(fit),
         channels=trained.channels,
         meaning=", ".join(CHANNELS[trained.channels]),
         scale=SCALES[trained.settings.scale].format(**words),
         stride=trained.model.stride,
-        pixel=f" It knows pixels of {spec.pixel_size} µm." if spec.pixel_size else "",
+        pixel=_knows(fit),
         count=len(classes),
         classes=", ".join(classes),
         labels=LABELS[len(classes)].format(**words),
         epochs=len(trained.fit.history),
         precision=trained.fit.precision,
         loss=trained.fit.history["val_loss"].min(),
-        data="" if simulated else f"- The data: {spec.citation} ({spec.licence})\n",
+        data=""
+        if simulated
+        else "".join(f"- The data: {s.citation} ({s.licence})\n" for s in specs),
         settings=json.dumps(made.settings, indent=1),
         tolerance=TOLERANCE,
         licence=LICENCE,

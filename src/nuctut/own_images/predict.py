@@ -73,8 +73,7 @@ class Network:
     @property
     def pixel_size(self) -> float | None:
         """Side of a pixel in the images that it learned from, in µm; None if they differ."""
-        spec = datasets.REGISTRY.get(self.about.data["name"])
-        return spec.pixel_size if spec else None
+        return datasets.pixel_size(self.about.data["name"])
 
     def __str__(self) -> str:
         data = self.about.data

@@ -59,6 +59,10 @@ SOME_OF = {  # with commas between them
         *("stain-jitter", "patch-cnn"),
     ),
     "shares": ("2", "5", "10", "25", "50", "100"),
+    "variants": (
+        *("all-ideas", "without-separations", "without-balance", "without-one-size"),
+        *("without-masking", "without-blur", "common"),
+    ),
 }
 AT_LEAST_0 = ("seed", "images", "epochs", "learning_rate", "alpha", "beta", "strength", "radius")
 AT_LEAST_0 += ("foreground", "only")
