@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from skimage.measure import label
 
-from nuctut import datasets, records, scoreboard, views
+from nuctut import datasets, machine, records, scoreboard, views
 from nuctut.datasets import dsb2018, monuseg, sbsst265
 from nuctut.experiments import common_ground, shipping
 from nuctut.experiments.common_ground import AS_TAKEN, ESTIMATED, TRUE_SIZE, Method
@@ -228,6 +228,23 @@ def test_a_network_keeps_what_it_cost_and_where_it_comes_from(discs, tmp_path):
     for name in ("seconds", "updates", "weights"):
         assert made.budget[name] == own.budget[name]
     assert shipping.record_of(shipping.folder_of(own.chapter, own.variant), [made, own]) == own
+
+
+def test_memory_is_what_a_method_needs_beyond_what_was_held(discs, tmp_path):
+    machine.reset_peak_memory()
+    held = np.ones(2 * 10**7)  # 160 MB
+    if machine.peak_memory_gb() is None:
+        pytest.skip("this system does not tell")
+
+    def greedy(image):
+        return bright(image) * np.ones(10**7, np.int32)[0]  # 40 MB
+
+    about = {"name": "tnbc", "split": "test", "source": "real", "fingerprint": "f00d"}
+    samples = SampleSet(["discs"], lambda key: discs, **about)
+    how = {"preset": "smoke", "folder": tmp_path, "progress": False}
+    made = common_ground.record(method(labels=greedy), samples, TRUE_SIZE, **how)
+    assert made.budget["peak_memory_gb"] == pytest.approx(0.04, abs=0.03)
+    assert held.any()
 
 
 def test_what_is_measured_besides_is_where_it_matters():

@@ -156,6 +156,7 @@ def test_the_best_are_those_that_nothing_as_fast_beats(three):
     table = comparison.costs(three, wide)
     assert table["score"].to_dict() == pytest.approx({"local": 0.65, "steady": 0.9, "slow": 0.9})
     assert table.index[table["best"]].tolist() == ["steady"]
+    assert set(table["memory"]) == {three["steady"][0].budget["peak_memory_gb"]}
     fast, slow = table.loc[["steady", "slow"], "seconds_per_megapixel"]
     assert slow == pytest.approx(10 * fast)
 

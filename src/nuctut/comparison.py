@@ -310,9 +310,10 @@ def costs(measured: Mapping[str, Sequence[Record]], wide: pd.DataFrame) -> pd.Da
 
     Returns:
         A line per method: score (mean over columns), seconds_per_megapixel (from pixels to labels,
-        of the images as they were taken), weights, outlined (images that it learned from, where
-        people had outlined their nuclei; else 0), minutes (of training), device (that predicted)
-        and best (whether none that is as fast scores higher). NaN where the records do not say.
+        of the images as they were taken), memory (GB, the most on any set), weights, outlined
+        (images that it learned from, where people had outlined their nuclei; else 0), minutes (of
+        training), device (that predicted) and best (whether none that is as fast scores higher).
+        NaN where the records do not say.
     """
     whole = wide.dropna(axis="columns").mean(axis=1)
     lines = {}
@@ -322,6 +323,7 @@ def costs(measured: Mapping[str, Sequence[Record]], wide: pd.DataFrame) -> pd.Da
         lines[method] = {
             "score": whole[method],
             "seconds_per_megapixel": seconds_per_megapixel(rows),
+            "memory": max((one.budget["peak_memory_gb"] or math.nan) for one in records),
             "weights": first.budget.get("weights") or math.nan,
             "outlined": taught["count"] if taught and taught["labels"] == BY_HAND else 0,
             "minutes": first.budget["seconds"] / 60,

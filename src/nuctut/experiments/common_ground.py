@@ -32,6 +32,7 @@ from nuctut import classical, datasets, fits, focus, records, views
 from nuctut.datasets import dsb2018, monuseg
 from nuctut.experiments import many_tissues, shipping, through_blur
 from nuctut.experiments.fitting import Trained, load
+from nuctut.machine import peak_memory_gb, reset_peak_memory
 from nuctut.rescaling import LARGEST, estimated_factor, mean_diameter, segment_rescaled
 from nuctut.samples import Sample, SampleSet
 
@@ -247,7 +248,9 @@ def record(
 ) -> records.Record:
     """A method measured on a data set, and the record of it written.
 
-    What it cost to train, and where its weights come from, is that of the record it ships with.
+    What it cost to train, and where its weights come from, is that of the record it ships with. Its
+    memory is the most that the process held at a time beyond what it held before, which on a CPU
+    Linux alone can tell.
 
     Args:
         method, way, dye: See `segment`.
@@ -260,14 +263,18 @@ def record(
     variant = f"{method.name}-on-{samples.name}{ending}"
     bar = tqdm(samples, f"{variant}: {samples.describe()}", disable=not progress)
     own = method.record
+    reset_peak_memory()
+    before = peak_memory_gb()
+    images = [row(method, sample, way, dye) for sample in bar]
+    memory = None if before is None else round(peak_memory_gb() - before, 3)
     made = records.Record.of_run(
         chapter=CHAPTER,
         variant=variant,
         preset=preset,
         seed=own.seed if own else 0,
         data=records.describe_data(samples) | {"training": own.data["training"] if own else None},
-        images=[row(method, sample, way, dye) for sample in bar],
-        budget=_budget(own),
+        images=images,
+        budget=_budget(own) | {"peak_memory_gb": memory},
         parameters=_parameters(method, way, dye),
         fit=own.fit if own else None,
     )
