@@ -213,7 +213,7 @@ def test_one_answer_is_measured_in_several_ways(trained, sets):
     stack = chapter.stack(sets["test"], 20)
     verdicts = {key: float(key.endswith("_z-20")) for key in stack.keys}
     ways = chapter.ways("bns-4", SETTINGS, verdicts)
-    made = chapter.measure(trained("bns-4"), stack, ways, progress=False)
+    made = chapter.measure(trained("bns-4"), stack, ways, verdicts, progress=False)
     names = ["bns-4", "bns-4-without-postprocessing", "bns-4-qc"]
     assert [one.variant for one in made] == names
     whole, cut, told = made
@@ -225,6 +225,16 @@ def test_one_answer_is_measured_in_several_ways(trained, sets):
         "u-net-aug-without-postprocessing",
     ]
     assert list(chapter.ways("bns-1", SETTINGS, verdicts)) == ["bns-1"]
+    assert {row["tags"][chapter.CHANCE] for row in told.rows} == {"1.000", "0.000"}
+    assert chapter.CHANCE not in whole.rows[0]["tags"]
+
+
+def test_the_control_is_right_where_it_calls_blurred_what_is_beyond_5_um():
+    said = [("a", "0", "0.1"), ("b", "-4", "0.6"), ("c", "8", "0.7"), ("d", "-20", "0.4")]
+    rows = [{"key": key, "tags": {"z": z, chapter.CHANCE: p}} for key, z, p in said]
+    table = chapter.judged_by_control(rows)
+    assert table["called blurred"].tolist() == [False, True, True, False]
+    assert table["right"].tolist() == [True, False, True, False]
 
 
 def test_denoiseg_has_a_threshold_of_its_own_and_the_papers_post_processing(trained, sets):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass as plain
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Annotated
 
 import numpy as np
@@ -29,7 +30,7 @@ from nuctut.joint_losses import CrossEntropy, DenoiSegLoss, JointLoss
 from nuctut.models.alexnet import AlexNet
 from nuctut.models.forked_unet import ForkedUNet, Objective, as_many_weights
 from nuctut.models.unet import UNet
-from nuctut.records import FOCUS, Record, image_row, scores
+from nuctut.records import FOCUS, Record, Row, image_row, scores
 from nuctut.samples import Sample, SampleSet
 
 CHANNELS = 1
@@ -72,6 +73,7 @@ NETWORKS: dict[str, Recipe] = {
     "u-net-poisson": Recipe(blur="poisson"),
 }
 QC = "qc"  # the network that finds no nuclei, but tells sharp images from blurred ones
+CHANCE = "chance of blur"  # a tag, and what that network holds it to be
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -289,7 +291,12 @@ def tagged(samples: SampleSet) -> SampleSet:
 
 
 def measure(
-    trained: Trained, samples: SampleSet, rules: Mapping[str, Rule], *, progress: bool = True
+    trained: Trained,
+    samples: SampleSet,
+    rules: Mapping[str, Rule],
+    verdicts: Mapping[str, float] = MappingProxyType({}),
+    *,
+    progress: bool = True,
 ) -> list[Measured]:
     """A network on a test set, its answer to each image turned into labels in several ways.
 
@@ -297,6 +304,8 @@ def measure(
         trained: The network.
         samples: What to measure on.
         rules: By the name of what is measured: a sample's way from probabilities to labels.
+        verdicts: `chances` of the samples, which images keep as the tag `CHANCE` where the way is
+            that of the quality control.
         progress: Show a progress bar.
     """
     rows: dict[str, list] = {name: [] for name in rules}
@@ -309,6 +318,8 @@ def measure(
             start = time.perf_counter()
             labels = of(sample).labels(probabilities)
             how = {"seconds": predicting + time.perf_counter() - start, "tags": sample.tags}
+            if name.endswith(f"-{QC}"):
+                how["tags"] = {**sample.tags, CHANCE: f"{verdicts[sample.key]:.3f}"}
             rows[name].append(image_row(sample.key, sample.labels, labels, **how))
     return [
         Measured(
@@ -361,6 +372,25 @@ def with_threshold(
 
 
 # --- from records ---------------------------------------------------------------------------------
+
+
+def judged_by_control(rows: Iterable[Row]) -> pd.DataFrame:
+    """What the quality control said of images of a stack, and whether that was right.
+
+    Args:
+        rows: Images with the tags "z" and `CHANCE`.
+
+    Returns:
+        One line per image: key, z (µm), chance (of blur), called blurred (above a half) and right
+        (whether it is so, beyond `SHARP`).
+    """
+    lines = [
+        {"key": row["key"], "z": float(row["tags"]["z"]), "chance": float(row["tags"][CHANCE])}
+        for row in rows
+    ]
+    table = pd.DataFrame(lines, columns=["key", "z", "chance"])
+    called = table["chance"] > 0.5
+    return table.assign(**{"called blurred": called, "right": called == (table["z"].abs() > SHARP)})
 
 
 def by_depth(records: Iterable[Record], metric: str = "f1_50") -> pd.DataFrame:
