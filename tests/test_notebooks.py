@@ -317,6 +317,25 @@ def test_a_wrong_value_stops_a_run_before_it_starts(project):
     assert not (project / "runs").exists()
 
 
+LATE = """\
+import time
+kernel, told = get_ipython().kernel, []
+publish = kernel._publish_status
+def late(status, *args, **kwargs):
+    if status == "idle" and not told:
+        told.append(status)
+        time.sleep(6)
+    return publish(status, *args, **kwargs)
+kernel._publish_status = late"""
+
+
+def test_a_kernel_that_is_late_to_say_that_it_is_done_is_waited_for(project):
+    """As on a busy machine: nbclient gives it four seconds, and then gives up the run."""
+    write_chapter(project / "book" / "01_tiny.ipynb", LATE, "print('told', told)")
+    path = notebooks.run_chapter("01", verbose=False)
+    assert "told ['idle']" in path.read_text()
+
+
 def test_a_failing_cell_is_told_and_leaves_the_earlier_run_as_it_was(project):
     output = notebooks.run_chapter("01", verbose=False)
     earlier = output.read_bytes()

@@ -66,6 +66,7 @@ SOME_OF = {  # with commas between them
 }
 AT_LEAST_0 = ("seed", "images", "epochs", "learning_rate", "alpha", "beta", "strength", "radius")
 AT_LEAST_0 += ("foreground", "only")
+PATIENCE = 300  # seconds that a kernel may keep us waiting
 NOT_STARTED = "Kernel died before replying to kernel_info"  # of jupyter_client: no cell has run
 LARGEST = 2**32 - 1  # seed that Lightning takes; nobody counts further
 
@@ -356,7 +357,10 @@ def _papermill(
     how: dict[str, Any] = {
         "parameters": dict(values),
         "cwd": str(notebook.parent),
-        "start_timeout": 300,
+        "start_timeout": PATIENCE,
+        # After a cell, its last messages: on a busy machine they take longer than nbclient's 4 s,
+        # and hours of training would be given up for them.
+        "iopub_timeout": PATIENCE,
         # Else every kernel warns that it talks to us over an unencrypted local socket.
         "extra_arguments": ["--IPKernelApp.log_level=ERROR"],
         "kernel_manager_class": kernels.kernel_class(stop),
