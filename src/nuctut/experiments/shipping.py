@@ -108,7 +108,9 @@ def folders() -> list[Path]:
 
 
 def record_of(folder: Path, known: Sequence[Record] | None = None) -> Record:
-    """The evidence that a fit was measured by: of several, the one of the shortest name.
+    """The record that a fit was measured by, on real data: of several, that of the shortest name.
+
+    Real data may stand in for others here: the record says so, and no paper is judged by it.
 
     Args:
         folder: Of the fit.
@@ -121,7 +123,7 @@ def record_of(folder: Path, known: Sequence[Record] | None = None) -> Record:
     measured = [
         record
         for record in (records.read_all(results_root()) if known is None else known)
-        if record.is_evidence and record.fit and record.fit["weights_sha256"] == sha256
+        if not record.flaw and record.fit and record.fit["weights_sha256"] == sha256
     ]
     if not measured:
         raise ValueError(
