@@ -7,8 +7,8 @@ The U-Net of chapter 01 and the Mask R-CNN of chapter 02, on made images: by `fi
 loop of PyTorch that has all batches at hand, the same number of updates each. On a CPU they have
 the size of the `lite` presets, on a GPU that of `paper`. PyTorch counts the floating point
 operations of an update, so that what is reached can be held against the hardware's data sheet.
-*A batch made* is what one CPU core needs for a batch: beside the time of an update it tells how many
-of them a card must have at its side not to wait.
+*A batch made* is what one CPU core needs for a batch: beside the time of an update it tells how
+many of them a card must have at its side not to wait.
 Ends with status 1 if `fit` takes more than the goal's share of the bare loop.
 """
 
