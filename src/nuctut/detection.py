@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .inference import Span
 from .models.mask_rcnn import Detection
 from .samples import SampleSet
-from .targets import dihedral, standardise
+from .targets import Normalised, dihedral, standardise
 from .training import NO_JITTER, Jitter, random_crop
 
 Window = tuple[int, int, int, int]  # top, left, bottom, right of a tile; the latter two are outside
@@ -65,15 +65,16 @@ class InstanceCrops(Dataset):
         self.images, self.labels, self.keys = images, labels, keys
         self.size, self.seed, self.jitter, self.shares = size, seed, jitter, shares
         self.areas = [np.bincount(one.ravel()) for one in labels]
+        self.normalised = [Normalised(image) for image in images]
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         which, draw = item
         rng = np.random.default_rng([self.seed, draw])
-        # Normalised anew each time: all images as floats would fill the memory.
-        pair = standardise(self.images[which]), self.labels[which]
+        # Only the crop becomes floats: all images as such would fill the memory.
+        pair = self.normalised[which], self.labels[which]
         image, labels, orientation = random_crop(rng, *pair, self.size, self.jitter)
         labels = np.where(self._kept(which, labels), labels, 0)
         return {

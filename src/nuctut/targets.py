@@ -96,8 +96,7 @@ def standardise(image: np.ndarray, scale: str = "linear") -> np.ndarray:
     Returns:
         float32 of the image's shape; a constant channel becomes zeros (but for "range").
     """
-    blocks = Blocks(lambda start, stop: image[start:stop], len(image), image.dtype)
-    return Normalisation.of(blocks, scale).apply(image)
+    return Normalised(image, scale)[:]
 
 
 @dataclass(frozen=True)
@@ -165,6 +164,27 @@ class Normalisation:
         pixels -= self.mean
         pixels /= self.deviation
         return pixels
+
+
+class Normalised:
+    """An image as `standardise` would give it, of which only what is looked at is computed.
+
+    Args:
+        image, scale: See `standardise`.
+    """
+
+    def __init__(self, image: np.ndarray, scale: str = "linear") -> None:
+        blocks = Blocks(lambda start, stop: image[start:stop], len(image), image.dtype)
+        self.image, self.normalisation = image, Normalisation.of(blocks, scale)
+
+    def __getitem__(self, where: slice | tuple[slice, ...]) -> np.ndarray:
+        return self.normalisation.apply(self.image[where])
+
+    def min(self, axis: tuple[int, ...]) -> np.ndarray:
+        return self.normalisation.apply(self.image.min(axis))
+
+    def max(self, axis: tuple[int, ...]) -> np.ndarray:
+        return self.normalisation.apply(self.image.max(axis))
 
 
 def _moments(blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

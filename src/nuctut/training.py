@@ -39,7 +39,7 @@ from nuctut.machine import (
     precision_on,
     reset_peak_memory,
 )
-from nuctut.targets import corner_tiles, dihedral, standardise
+from nuctut.targets import Normalised, corner_tiles, dihedral, standardise
 
 GAMMA_STEP = 3  # pixels
 KEPT_EVERY = 30.0  # seconds within an epoch
@@ -227,7 +227,7 @@ def balanced(groups: Sequence[Hashable]) -> np.ndarray:
 
 def random_crop(
     rng: np.random.Generator,
-    image: np.ndarray,
+    image: np.ndarray | Normalised,
     classes: np.ndarray,
     size: int,
     jitter: Jitter,
@@ -236,7 +236,7 @@ def random_crop(
 
     Args:
         rng: Decides.
-        image: (H, W) or (H, W, C) float32, normalised.
+        image: (H, W) or (H, W, C) float32, normalised, or what becomes that where it is cropped.
         classes: (H, W) integers, classes or labels.
         size: Side in pixels; an image that is smaller is taken whole along that side.
         jitter: See there. A zoom takes in no more than the image holds.
@@ -268,7 +268,9 @@ def random_crop(
     return image, classes, orientation
 
 
-def _with_gamma(image: np.ndarray, window: tuple[slice, slice], exponent: float) -> np.ndarray:
+def _with_gamma(
+    image: np.ndarray | Normalised, window: tuple[slice, slice], exponent: float
+) -> np.ndarray:
     """A window of an image whose intensities are raised to a power, and normalised again."""
     low, high = image.min((0, 1)), image.max((0, 1))
     span = np.where(high > low, high - low, 1)
